@@ -1,0 +1,61 @@
+"""The 1-bit layers: pseudo-gradients, binary activations, weight binarizers, and the layers made of them."""
+
+from design_lightning.binary.activations import ACTIVATIONS, BinaryActivation, DeSign, Layout, RSign, Sign
+from design_lightning.binary.companions import ChannelPReLU, RPReLU, make_companion
+from design_lightning.binary.estimators import (
+    EDE,
+    ESTIMATORS,
+    STE,
+    ApproxSign,
+    Estimator,
+    ReSTE,
+    SwishSign,
+    make_estimator,
+)
+from design_lightning.binary.functional import binarize, sign
+from design_lightning.binary.layers import BinaryConv2d, BinaryLayer, BinaryLinear, PaddingValue, Stage
+from design_lightning.binary.weights import (
+    WEIGHT_BINARIZERS,
+    IRNetWeight,
+    LearnedScaleWeight,
+    ReCUWeight,
+    SignWeight,
+    WeightBinarizer,
+    XNORWeight,
+    make_weight_binarizer,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "EDE",
+    "ESTIMATORS",
+    "STE",
+    "WEIGHT_BINARIZERS",
+    "ApproxSign",
+    "BinaryActivation",
+    "BinaryConv2d",
+    "BinaryLayer",
+    "BinaryLinear",
+    "ChannelPReLU",
+    "DeSign",
+    "Estimator",
+    "IRNetWeight",
+    "Layout",
+    "LearnedScaleWeight",
+    "PaddingValue",
+    "RPReLU",
+    "RSign",
+    "ReCUWeight",
+    "ReSTE",
+    "Sign",
+    "SignWeight",
+    "Stage",
+    "SwishSign",
+    "WeightBinarizer",
+    "XNORWeight",
+    "binarize",
+    "make_companion",
+    "make_estimator",
+    "make_weight_binarizer",
+    "sign",
+]

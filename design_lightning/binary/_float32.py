@@ -1,0 +1,26 @@
+"""State that stays in float32 whatever precision the module is cast to.
+
+Thresholds are compared in float32 in every precision, so rounding them to bfloat16 once (`model.bfloat16()`, Lightning's
+`bf16-true`) would move them for good; an annealed value in bfloat16 would no longer change in small steps.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Float32State(nn.Module):
+    """A module whose tensors named in `float32_state` follow it between devices, but never change their type."""
+
+    float32_state: ClassVar[tuple[str, ...]] = ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept: dict[str, Any] = {name: getattr(self, name).detach() for name in self.float32_state}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in kept.items():
+            after = getattr(self, name)
+            if after.dtype != torch.float32:
+                after.data = before.to(after.device)
+        return self

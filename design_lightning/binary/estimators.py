@@ -1,0 +1,165 @@
+"""Pseudo-gradients (estimators): what the backward pass takes for the derivative of the sign, which is zero almost everywhere.
+
+Each is a module with one method, `derivative(u)`, at `u = x - threshold`. Annealed ones keep their `temperature` as a
+persistent 0-dim buffer, so that it is part of a checkpoint and changing it recompiles nothing.
+"""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from design_lightning._names import class_by_name
+from design_lightning.binary._float32 import Float32State
+
+
+class Estimator(nn.Module):
+    """The base of all pseudo-gradients. A subclass gives `derivative`."""
+
+    @abstractmethod
+    def derivative(self, u: Tensor) -> Tensor:
+        """What stands for d sign(u) / du, elementwise; of the shape and type of `u`."""
+
+
+class AnnealedEstimator(Float32State, Estimator):
+    """A pseudo-gradient whose shape moves with a `temperature`, by a callback or by hand (`temperature.fill_(value)`)."""
+
+    temperature: Tensor
+    float32_state: ClassVar[tuple[str, ...]] = ("temperature",)
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return "" if self.temperature.is_meta else f"temperature={self.temperature.item():g}"
+
+
+class STE(Estimator):
+    """The straight-through estimator, clipped: the sign passes the gradient where its input is small.
+
+        forward   sign(u)
+        gradient  1 for |u| <= clip, else 0
+
+    `clip` is 1 by default; QuickNet takes 1.25, PokeBNN up to 3.
+    Courbariaux et al., "Binarized Neural Networks", 2016, arXiv:1602.02830.
+    """
+
+    def __init__(self, clip: float = 1.0) -> None:
+        super().__init__()
+        if not clip > 0:
+            raise ValueError(f"clip must be positive, not {clip}")
+        self.clip = float(clip)
+
+    def derivative(self, u: Tensor) -> Tensor:  # noqa: D102
+        return (u.abs() <= self.clip).to(u.dtype)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"clip={self.clip:g}"
+
+
+class ApproxSign(Estimator):
+    """The derivative of a piecewise quadratic that follows the sign closely.
+
+        forward   sign(u)
+        gradient  max(0, 2 - 2 |u|)
+
+    Liu et al., "Bi-Real Net", ECCV 2018, arXiv:1808.00278. The authors of DeSign use it in ReCU + DeSign, too.
+    """
+
+    def derivative(self, u: Tensor) -> Tensor:  # noqa: D102
+        return (2 - 2 * u.abs()).clamp_min(0)
+
+
+class SwishSign(Estimator):
+    """The derivative of SignSwish, which is negative beyond its zero near |u| = 2.4 / b and so pulls values back.
+
+        forward   sign(u)
+        gradient  b (2 - b u tanh(b u / 2)) / (1 + cosh(b u))
+
+    Darabi et al., "Regularized Binary Network Training" (BNN+), 2018, arXiv:1812.11800. `beta` is b, 5 by default.
+    """
+
+    def __init__(self, beta: float = 5.0) -> None:
+        super().__init__()
+        if not beta > 0:
+            raise ValueError(f"beta must be positive, not {beta}")
+        self.beta = float(beta)
+
+    def derivative(self, u: Tensor) -> Tensor:  # noqa: D102
+        # Beyond 40 the value is below 1e-15; cosh would overflow in float32 at 89.
+        z = (self.beta * u).clamp(-40, 40)
+        return self.beta * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z))
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"beta={self.beta:g}"
+
+
+class EDE(AnnealedEstimator):
+    """The error decay estimator: from nearly the identity to nearly the sign's own derivative, as `temperature` rises.
+
+        forward   sign(u)
+        gradient  k t (1 - tanh(t u)^2),  k = max(1 / t, 1)
+
+    The temperature t is annealed from 0.1 to 10. Qin et al., "Forward and Backward Information Retention for Accurate
+    Binary Neural Networks" (IR-Net), CVPR 2020, arXiv:1909.10788.
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__(temperature)
+
+    def derivative(self, u: Tensor) -> Tensor:  # noqa: D102
+        t = self.temperature.to(u.dtype)
+        return t.clamp_min(1.0) * (1 - torch.tanh(t * u).square())
+
+
+class ReSTE(AnnealedEstimator):
+    """The rectified straight-through estimator: the derivative of a root, from the identity towards the sign.
+
+        forward   sign(u)
+        gradient  (1 / o) |u|^((1 - o) / o)  for 0.1 <= |u| <= 1.5
+                  0.1^(1 / o) / 0.1           for |u| < 0.1 (the secant, where the root is steep)
+                  0                           for |u| > 1.5
+
+    The temperature o is annealed from 1 to 3. Wu et al., "Estimator Meets Equilibrium Perspective: A Rectified
+    Straight Through Estimator for Binary Neural Networks Training", ICCV 2023, arXiv:2308.06689.
+    """
+
+    near = 0.1
+    far = 1.5
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__(temperature)
+
+    def derivative(self, u: Tensor) -> Tensor:  # noqa: D102
+        o = self.temperature.to(u.dtype)
+        size = u.abs()
+        root = size.clamp_min(self.near).pow((1 - o) / o) / o
+        secant = self.near ** (1 / o) / self.near
+        return torch.where(size < self.near, secant, root) * (size <= self.far).to(u.dtype)
+
+
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "ste": STE,
+    "approx_sign": ApproxSign,
+    "swish_sign": SwishSign,
+    "ede": EDE,
+    "reste": ReSTE,
+}
+
+
+def make_estimator(estimator: str | Estimator, **arguments: Any) -> Estimator:
+    """An estimator from its name (a key of `ESTIMATORS`, or the dotted path of a class), or the object itself.
+
+    Raises:
+        ValueError: if the name is unknown, or arguments come with a finished object.
+        TypeError: if the class does not take the arguments.
+    """
+    if isinstance(estimator, Estimator):
+        if arguments:
+            raise ValueError(f"estimator_args {arguments} do not go with a finished estimator {estimator!r}")
+        return estimator
+    return class_by_name(estimator, ESTIMATORS, Estimator, "estimator")(**arguments)

@@ -1,0 +1,78 @@
+"""The two autograd functions below every binary layer: a comparison, and a value with a gradient that is not its own.
+
+These are the plain ones: they keep what the formulas need as float tensors.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from design_lightning.binary.estimators import Estimator
+
+
+def sign(x: Tensor, threshold: Tensor | float = 0.0) -> Tensor:
+    """+1 where x >= threshold, compared in float32, else -1; of the type of x. Never 0; a NaN gives -1."""
+    return torch.where(x.float() >= threshold, 1.0, -1.0).to(x.dtype)
+
+
+def binarize(x: Tensor, threshold: Tensor, estimator: Estimator) -> Tensor:
+    """The shifted sign with a pseudo-gradient.
+
+        forward   +1 if x >= threshold, else -1
+        gradient  of x: derivative(x - threshold); of the threshold: minus that
+
+    Args:
+        x: any shape and floating type.
+        threshold: float32, broadcasts to x.
+        estimator: gives the derivative.
+    """
+    y: Tensor = _ShiftedSign.apply(x, threshold, estimator)
+    return y
+
+
+def replace_gradient(value: Tensor, source: Tensor, derivative: Tensor) -> Tensor:
+    """`value` in the forward pass; in the backward pass its gradient times `derivative` goes to `source`.
+
+    All three have one shape. No gradient reaches `value`, nor `derivative`.
+    """
+    y: Tensor = _ReplacedGradient.apply(value, source, derivative)
+    return y
+
+
+class _ShiftedSign(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, threshold: Tensor, estimator: Estimator) -> Tensor:
+        return sign(x, threshold)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Estimator], output: Tensor) -> None:
+        x, threshold, ctx.estimator = inputs
+        ctx.save_for_backward(x, threshold)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        x, threshold = ctx.saved_tensors
+        u = (x if x.dtype == torch.float64 else x.float()) - threshold
+        flow = gradient * ctx.estimator.derivative(u)
+        to_threshold = -flow.sum_to_size(threshold.shape).to(threshold.dtype) if ctx.needs_input_grad[1] else None
+        return flow.to(x.dtype), to_threshold, None
+
+
+class _ReplacedGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, source: Tensor, derivative: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+        (derivative,) = ctx.saved_tensors
+        return None, gradient * derivative, None

@@ -1,0 +1,228 @@
+"""`BinaryConv2d` and `BinaryLinear`: float layers whose input and weights become +-1.
+
+The binarizer sits at the input of the layer, so that the stream between layers stays real-valued. The latent weights are
+the ordinary parameter `weight`, under the float layer's state-dict key; the +-1 weights exist only in forward.
+
+A layer has a stage, a plain attribute that travels in its state dict:
+
+    float        the float layer, unchanged
+    activations  binary input, latent weights
+    both         binary input, binary weights
+"""
+
+from typing import Any, Literal, Self, cast, get_args
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from design_lightning.binary.activations import BinaryActivation, DeSign
+from design_lightning.binary.weights import WeightBinarizer, make_weight_binarizer
+
+Stage = Literal["float", "activations", "both"]
+PaddingValue = Literal[0, 1, -1, "replicate"]
+
+
+class BinaryLayer(nn.Module):
+    """What the binary layers share; it stands before a float layer among a class's bases."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    activation: BinaryActivation
+    weight_binarizer: WeightBinarizer
+    stage: Stage
+
+    def _make_binary(self, activation: BinaryActivation, weight: str | WeightBinarizer, stage: Stage) -> None:
+        self.activation = activation
+        self.weight_binarizer = (
+            weight if isinstance(weight, WeightBinarizer) else make_weight_binarizer(weight, self.latent_weight())
+        )
+        self.set_stage(stage)
+
+    @classmethod
+    def _adopt(cls, layer: nn.Module) -> Self:
+        """A layer of this class that holds the same parameters, buffers, hooks and attributes as `layer`; nothing is copied."""
+        adopted = cls.__new__(cls)
+        for name, value in vars(layer).items():
+            adopted.__dict__[name] = value.copy() if isinstance(value, dict) else value
+        return adopted
+
+    def latent_weight(self) -> Tensor:
+        """The real-valued weights that are binarized: the parameter, or what the float layer makes of it (standardised)."""
+        return self.weight
+
+    def set_stage(self, stage: Stage) -> None:
+        """Sets what is binary from the next forward on.
+
+        Raises:
+            ValueError: if the stage is none of `float`, `activations`, `both`.
+        """
+        if stage not in get_args(Stage):
+            raise ValueError(f"unknown stage {stage!r}: use one of {', '.join(get_args(Stage))}")
+        self.stage = stage
+
+    def stage_input(self, x: Tensor) -> Tensor:
+        """The input as the stage has it: +-1, or unchanged in `float`."""
+        return x if self.stage == "float" else self.activation(x)
+
+    def stage_weight(self) -> Tensor:
+        """The weights as the stage has them: signs times scale in `both`, else the latent ones."""
+        latent = self.latent_weight()
+        return cast(Tensor, self.weight_binarizer(latent)) if self.stage == "both" else latent
+
+    def get_extra_state(self) -> dict[str, str]:
+        """The stage, for the state dict."""
+        return {"stage": self.stage}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """The stage, from a state dict."""
+        self.set_stage(state["stage"])
+
+
+class BinaryConv2d(BinaryLayer, nn.Conv2d):
+    """A 2-D convolution of +-1 inputs [B, C, H, W] by +-1 weights [O, C / groups, kh, kw] times a scale per output channel.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
+            `torch.nn.Conv2d`; the bias is real-valued.
+        activation: the binarizer of the input; `DeSign()` by default.
+        weight: a name of `WEIGHT_BINARIZERS`, the dotted path of a class, or a `WeightBinarizer`.
+        padding_value: what the border of the binary input is padded with: 0 (a third value), +1, -1, or `replicate` its
+            edge. A float input (stage `float`) is padded with zeros, or replicated.
+        stage: see the module's text.
+
+    Raises:
+        ValueError: if a name is unknown, or `padding_value` is given together with a `padding_mode`.
+
+    >>> layer = BinaryConv2d(4, 8, 3, padding=1, activation=DeSign("2x2_v1"), weight="sign")
+    >>> layer(torch.randn(2, 4, 5, 5)).unique().remainder(1).any().item()  # sums of +-1 are whole numbers
+    False
+    """
+
+    padding_value: PaddingValue
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = False,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        activation: BinaryActivation | None = None,
+        weight: str | WeightBinarizer = "xnor",
+        padding_value: PaddingValue = 0,
+        stage: Stage = "both",
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+            padding_mode=padding_mode,
+        )
+        self._set_padding_value(padding_value)
+        self._make_binary(DeSign() if activation is None else activation, weight, stage)
+
+    @classmethod
+    def from_float(
+        cls,
+        conv: nn.Conv2d,
+        activation: BinaryActivation,
+        weight: str | WeightBinarizer = "xnor",
+        padding_value: PaddingValue = 0,
+        stage: Stage = "both",
+    ) -> Self:
+        """The binary twin of a float convolution; it takes over its parameters, without a copy. Arguments as in the class."""
+        layer = cls._adopt(conv)
+        layer._set_padding_value(padding_value)
+        layer._make_binary(activation, weight, stage)
+        return layer
+
+    def _set_padding_value(self, padding_value: PaddingValue) -> None:
+        if padding_value not in get_args(PaddingValue):
+            raise ValueError(f"padding_value must be 0, 1, -1 or 'replicate', not {padding_value!r}")
+        if padding_value != 0 and self.padding_mode != "zeros":
+            raise ValueError(f"padding_value {padding_value!r} does not go with padding_mode {self.padding_mode!r}; use 0 to keep the mode")
+        self.padding_value = padding_value
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.convolve(self.stage_input(x), self.stage_weight())
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Pads x with `padding_value` and convolves it."""
+        pads = self.padding_of(x)
+        if self.padding_value == 0 or not any(pads):
+            return self._conv_forward(x, weight, self.bias)
+        return F.conv2d(self.pad(x, pads), weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    def padding_of(self, x: Tensor) -> tuple[int, int, int, int]:
+        """How many pixels are added at the left, right, top and bottom of x."""
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        return left, right, top, bottom
+
+    def pad(self, x: Tensor, pads: tuple[int, int, int, int]) -> Tensor:
+        """x with `pads` pixels of the padding value around it; zeros around a float x, unless it is replicated."""
+        if self.padding_value == "replicate":
+            # torch's replication refuses an empty batch; a batch of images is padded alike as channels of one image.
+            return F.pad(x, pads, mode="replicate") if x.numel() else F.pad(x, pads)
+        return F.pad(x, pads, value=0 if self.stage == "float" else self.padding_value)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        padding = "" if self.padding_value == 0 else f", padding_value={self.padding_value!r}"
+        return f"{super().extra_repr()}{padding}, stage={self.stage}"
+
+
+class BinaryLinear(BinaryLayer, nn.Linear):
+    """A linear layer of +-1 inputs [..., I] by +-1 weights [O, I] times a scale per output channel.
+
+    Args:
+        in_features, out_features, bias: as in `torch.nn.Linear`; the bias is real-valued.
+        activation: the binarizer of the input, of layout NHWC; `DeSign(layout="NHWC")` by default.
+        weight, stage: as in `BinaryConv2d`.
+
+    Raises:
+        ValueError: if a name is unknown, or the activation takes its channels from the wrong axis.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: BinaryActivation | None = None,
+        weight: str | WeightBinarizer = "xnor",
+        stage: Stage = "both",
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self._make_binary(DeSign(layout="NHWC") if activation is None else activation, weight, stage)
+
+    @classmethod
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        activation: BinaryActivation,
+        weight: str | WeightBinarizer = "xnor",
+        stage: Stage = "both",
+    ) -> Self:
+        """The binary twin of a float linear layer; it takes over its parameters, without a copy. Arguments as in the class."""
+        layer = cls._adopt(linear)
+        layer._make_binary(activation, weight, stage)
+        return layer
+
+    def _make_binary(self, activation: BinaryActivation, weight: str | WeightBinarizer, stage: Stage) -> None:
+        if activation.layout != "NHWC":
+            raise ValueError(f"a linear layer has its channels last: give {type(activation).__name__} layout='NHWC'")
+        super()._make_binary(activation, weight, stage)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return F.linear(self.stage_input(x), self.stage_weight(), self.bias)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"{super().extra_repr()}, stage={self.stage}"

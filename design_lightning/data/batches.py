@@ -1,0 +1,138 @@
+"""Datasets that answer a list of indices with a whole batch; the loaders of `ImageData` read these.
+
+torch's `DataLoader` hands all indices of a batch to `__getitems__` where there is one. What that returns is already the batch, so
+these go with `collate_fn=as_is`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from design_lightning.data.augmentation import augment_batch, normalize_batch
+from design_lightning.data.samples import Samples, TensorSamples
+from design_lightning.data.sampling import IGNORE_LABEL
+
+
+def as_is(batch: Any) -> Any:
+    """The `collate_fn` for a dataset whose `__getitems__` returns batches."""
+    return batch
+
+
+class Batches(Dataset):
+    """Images of `samples`, made ready for a model by a subclass's `images`."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """Float `[B, C, H, W]`."""
+        raise NotImplementedError
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.images(indices), self.samples.labels[torch.as_tensor(indices)]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+
+class TransformedBatches(Batches):
+    """Every image opened with Pillow and passed through a timm transform.
+
+    Args:
+        samples: the images.
+        transform: from a Pillow image to float `[C, H, W]`.
+        mode: the Pillow mode that the transform expects: `L` for one channel, `RGB` for three.
+    """
+
+    def __init__(self, samples: Samples, transform: Callable[[Any], Tensor], mode: str) -> None:
+        super().__init__(samples)
+        self.transform = transform
+        self.mode = mode
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """Float `[B, C, H, W]`."""
+        return torch.stack([self.transform(self.samples.image(index).convert(self.mode)) for index in indices])
+
+
+class TensorBatches(Batches):
+    """Images in memory, cropped, flipped and normalized a batch at a time: no Pillow, no loop over images.
+
+    Args:
+        samples: the images.
+        mean: a value a channel, of pixels in 0..1.
+        std: a value a channel.
+        padding: of the random crop, in pixels; None neither crops nor flips.
+        hflip: the probability of a flip.
+        seed: of the crops and flips in the main process; a worker draws from its own generator, which its loader seeds.
+    """
+
+    def __init__(
+        self,
+        samples: TensorSamples,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        padding: int | None = None,
+        hflip: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(samples)
+        self._pixels = samples.images
+        self.mean, self.std = mean, std
+        self.padding, self.hflip = padding, hflip
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """Float `[B, C, H, W]`."""
+        images = self._pixels[torch.as_tensor(indices)]
+        if self.padding is not None:
+            generator = self._generator if get_worker_info() is None else None
+            images = augment_batch(images, self.padding, self.hflip, generator)
+        return normalize_batch(images, self.mean, self.std)
+
+
+class PaddedBatches(Dataset):
+    """A dataset that answers indices past its end with its first image and `IGNORE_LABEL`; see `PaddedEvalSampler`.
+
+    Args:
+        batches: the N real samples.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        asked = torch.as_tensor(indices)
+        padding = asked >= len(self.batches)
+        images, labels = self.batches.__getitems__(asked.masked_fill(padding, 0).tolist())
+        return images, labels.masked_fill(padding, IGNORE_LABEL)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+
+class NamedBatches(Dataset):
+    """The same images with their names in place of their labels: `(float [B, C, H, W], list of B strings)`."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
+        return self.batches.images(indices), [self.batches.samples.name(index) for index in indices]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        images, names = self.__getitems__([index])
+        return images[0], names[0]

@@ -1,0 +1,70 @@
+"""Which samples go where: a validation split carved from the training data, and each sample once over all processes."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+IGNORE_LABEL = -100
+"""The label of padding: a model leaves samples with a negative label out of its loss and metrics."""
+
+
+class PaddedEvalSampler(DistributedSampler):
+    """Deals samples to processes, each sample once, the same number to each.
+
+    Lightning's sampler evens out the processes by repeating samples, which then count twice in the metrics. To deal uneven numbers
+    instead would hang: DDP broadcasts buffers in every forward. This one deals indices past the end of the dataset, which
+    `PaddedBatches` answers with `IGNORE_LABEL`.
+
+    Args:
+        dataset: of N samples.
+        num_replicas: the number of processes.
+        rank: of this process.
+    """
+
+    def __init__(self, dataset: Sequence, num_replicas: int, rank: int) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False, drop_last=False)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, self.total_size, self.num_replicas))
+
+
+def stratified_split(labels: Tensor, val_size: int | float, seed: int, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Splits so that every class has the share in the validation part that it has in the whole.
+
+    Args:
+        labels: int64 `[N]`.
+        val_size: the number of validation samples, or a fraction below 1.
+        seed: of the choice within each class.
+        class_names: named in errors.
+
+    Returns:
+        The indices of the training part and of the validation part, int64, each ascending.
+
+    Raises:
+        ValueError: if a class would have no sample in one of the parts.
+    """
+    total, classes = len(labels), len(class_names)
+    wanted = val_size if isinstance(val_size, int) else round(val_size * total)
+    if not classes <= wanted <= total - classes:
+        raise ValueError(
+            f"val_size={val_size} takes {wanted} of {total} training images; with {classes} classes it must leave at least one "
+            f"image a class on both sides: a number from {classes} to {total - classes}, or a fraction"
+        )
+    counts = torch.bincount(labels, minlength=classes)
+    share = counts.double() * wanted / total
+    quota = share.long()
+    # Largest remainders first; a stable sort, so that the split depends on nothing but the labels and the seed.
+    quota[(quota - share).argsort(stable=True)[: wanted - int(quota.sum())]] += 1
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.zeros(total, dtype=torch.bool)
+    for label, (count, take) in enumerate(zip(counts.tolist(), quota.tolist(), strict=True)):
+        if not 0 < take < count:
+            raise ValueError(
+                f"val_size={val_size} would put {take} of the {count} images of class {class_names[label]!r} into validation; "
+                "choose one that leaves every class at least one image on both sides"
+            )
+        members = (labels == label).nonzero()[:, 0]
+        held_out[members[torch.randperm(count, generator=generator)[:take]]] = True
+    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
