@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, cast, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from design_lightning.binary.activations import BinaryActivation, DeSign
+from design_lightning.binary.activations import BinaryActivation
 from design_lightning.binary.weights import WeightBinarizer, make_weight_binarizer
 
 Stage = Literal["float", "activations", "both"]
@@ -27,15 +27,22 @@ class BinaryLayer(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    activation: BinaryActivation
+    activation: BinaryActivation | None
     weight_binarizer: WeightBinarizer
     stage: Stage
 
-    def _make_binary(self, activation: BinaryActivation, weight: str | WeightBinarizer, stage: Stage) -> None:
+    def _make_binary(
+        self,
+        activation: BinaryActivation | None,
+        weight: str | WeightBinarizer,
+        weight_args: dict[str, Any] | None,
+        stage: Stage,
+    ) -> None:
         self.activation = activation
-        self.weight_binarizer = (
-            weight if isinstance(weight, WeightBinarizer) else make_weight_binarizer(weight, self.latent_weight())
-        )
+        if isinstance(weight, WeightBinarizer):
+            self.weight_binarizer = weight
+        else:
+            self.weight_binarizer = make_weight_binarizer(weight, self.latent_weight(), **(weight_args or {}))
         self.set_stage(stage)
 
     @classmethod
@@ -60,9 +67,14 @@ class BinaryLayer(nn.Module):
             raise ValueError(f"unknown stage {stage!r}: use one of {', '.join(get_args(Stage))}")
         self.stage = stage
 
+    @property
+    def input_is_binary(self) -> bool:
+        """Whether the layer binarizes its input now; not in stage `float`, nor where only its weights are binary."""
+        return self.stage != "float" and self.activation is not None
+
     def stage_input(self, x: Tensor) -> Tensor:
-        """The input as the stage has it: +-1, or unchanged in `float`."""
-        return x if self.stage == "float" else self.activation(x)
+        """The input as the stage has it: +-1, or unchanged."""
+        return x if self.stage == "float" or self.activation is None else cast(Tensor, self.activation(x))
 
     def stage_weight(self) -> Tensor:
         """The weights as the stage has them: signs times scale in `both`, else the latent ones."""
@@ -84,15 +96,18 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in
             `torch.nn.Conv2d`; the bias is real-valued.
-        activation: the binarizer of the input; `DeSign()` by default.
+        activation: the binarizer of the input, or None for a layer whose weights alone are binary.
         weight: a name of `WEIGHT_BINARIZERS`, the dotted path of a class, or a `WeightBinarizer`.
+        weight_args: what the class of that name takes, such as `{"tau": 0.9}` for `recu`.
         padding_value: what the border of the binary input is padded with: 0 (a third value), +1, -1, or `replicate` its
-            edge. A float input (stage `float`) is padded with zeros, or replicated.
+            edge. An input that is not binarized is padded with zeros, or replicated.
         stage: see the module's text.
 
     Raises:
         ValueError: if a name is unknown, or `padding_value` is given together with a `padding_mode`.
 
+    >>> import torch
+    >>> from design_lightning.binary import DeSign
     >>> layer = BinaryConv2d(4, 8, 3, padding=1, activation=DeSign("2x2_v1"), weight="sign")
     >>> layer(torch.randn(2, 4, 5, 5)).unique().remainder(1).any().item()  # sums of +-1 are whole numbers
     False
@@ -111,8 +126,10 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         groups: int = 1,
         bias: bool = False,
         padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
-        activation: BinaryActivation | None = None,
+        *,
+        activation: BinaryActivation | None,
         weight: str | WeightBinarizer = "xnor",
+        weight_args: dict[str, Any] | None = None,
         padding_value: PaddingValue = 0,
         stage: Stage = "both",
     ) -> None:
@@ -128,21 +145,22 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
             padding_mode=padding_mode,
         )
         self._set_padding_value(padding_value)
-        self._make_binary(DeSign() if activation is None else activation, weight, stage)
+        self._make_binary(activation, weight, weight_args, stage)
 
     @classmethod
     def from_float(
         cls,
         conv: nn.Conv2d,
-        activation: BinaryActivation,
+        activation: BinaryActivation | None,
         weight: str | WeightBinarizer = "xnor",
+        weight_args: dict[str, Any] | None = None,
         padding_value: PaddingValue = 0,
         stage: Stage = "both",
     ) -> Self:
         """The binary twin of a float convolution; it takes over its parameters, without a copy. Arguments as in the class."""
         layer = cls._adopt(conv)
         layer._set_padding_value(padding_value)
-        layer._make_binary(activation, weight, stage)
+        layer._make_binary(activation, weight, weight_args, stage)
         return layer
 
     def _set_padding_value(self, padding_value: PaddingValue) -> None:
@@ -157,22 +175,27 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Pads x with `padding_value` and convolves it."""
-        pads = self.padding_of(x)
-        if self.padding_value == 0 or not any(pads):
+        if self.padding_value == 0 and not self.pads_by_input_size:
             return self._conv_forward(x, weight, self.bias)
-        return F.conv2d(self.pad(x, pads), weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(self.pad(x), weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    @property
+    def pads_by_input_size(self) -> bool:
+        """Whether the padding depends on the input's size (TensorFlow's SAME), so that the convolution itself has none."""
+        return False
 
     def padding_of(self, x: Tensor) -> tuple[int, int, int, int]:
         """How many pixels are added at the left, right, top and bottom of x."""
         left, right, top, bottom = self._reversed_padding_repeated_twice
         return left, right, top, bottom
 
-    def pad(self, x: Tensor, pads: tuple[int, int, int, int]) -> Tensor:
-        """x with `pads` pixels of the padding value around it; zeros around a float x, unless it is replicated."""
+    def pad(self, x: Tensor) -> Tensor:
+        """x with its padding around it."""
+        pads = self.padding_of(x)
         if self.padding_value == "replicate":
-            # torch's replication refuses an empty batch; a batch of images is padded alike as channels of one image.
+            # torch's replication refuses an empty batch, for which any value will do.
             return F.pad(x, pads, mode="replicate") if x.numel() else F.pad(x, pads)
-        return F.pad(x, pads, value=0 if self.stage == "float" else self.padding_value)
+        return F.pad(x, pads, value=self.padding_value if self.input_is_binary else 0)
 
     def extra_repr(self) -> str:  # noqa: D102
         padding = "" if self.padding_value == 0 else f", padding_value={self.padding_value!r}"
@@ -184,8 +207,8 @@ class BinaryLinear(BinaryLayer, nn.Linear):
 
     Args:
         in_features, out_features, bias: as in `torch.nn.Linear`; the bias is real-valued.
-        activation: the binarizer of the input, of layout NHWC; `DeSign(layout="NHWC")` by default.
-        weight, stage: as in `BinaryConv2d`.
+        activation: the binarizer of the input, of layout NHWC, or None for a layer whose weights alone are binary.
+        weight, weight_args, stage: as in `BinaryConv2d`.
 
     Raises:
         ValueError: if a name is unknown, or the activation takes its channels from the wrong axis.
@@ -196,30 +219,39 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        activation: BinaryActivation | None = None,
+        *,
+        activation: BinaryActivation | None,
         weight: str | WeightBinarizer = "xnor",
+        weight_args: dict[str, Any] | None = None,
         stage: Stage = "both",
     ) -> None:
         super().__init__(in_features, out_features, bias=bias)
-        self._make_binary(DeSign(layout="NHWC") if activation is None else activation, weight, stage)
+        self._make_binary(activation, weight, weight_args, stage)
 
     @classmethod
     def from_float(
         cls,
         linear: nn.Linear,
-        activation: BinaryActivation,
+        activation: BinaryActivation | None,
         weight: str | WeightBinarizer = "xnor",
+        weight_args: dict[str, Any] | None = None,
         stage: Stage = "both",
     ) -> Self:
         """The binary twin of a float linear layer; it takes over its parameters, without a copy. Arguments as in the class."""
         layer = cls._adopt(linear)
-        layer._make_binary(activation, weight, stage)
+        layer._make_binary(activation, weight, weight_args, stage)
         return layer
 
-    def _make_binary(self, activation: BinaryActivation, weight: str | WeightBinarizer, stage: Stage) -> None:
-        if activation.layout != "NHWC":
+    def _make_binary(
+        self,
+        activation: BinaryActivation | None,
+        weight: str | WeightBinarizer,
+        weight_args: dict[str, Any] | None,
+        stage: Stage,
+    ) -> None:
+        if activation is not None and activation.layout != "NHWC":
             raise ValueError(f"a linear layer has its channels last: give {type(activation).__name__} layout='NHWC'")
-        super()._make_binary(activation, weight, stage)
+        super()._make_binary(activation, weight, weight_args, stage)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return F.linear(self.stage_input(x), self.stage_weight(), self.bias)

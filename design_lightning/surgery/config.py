@@ -1,0 +1,187 @@
+"""`BinaryConfig`: everything that decides how a network is binarized, as one immutable value."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+
+from design_lightning._names import class_by_name, did_you_mean
+from design_lightning.binary import ACTIVATIONS, ESTIMATORS, WEIGHT_BINARIZERS
+from design_lightning.binary.activations import BinaryActivation
+from design_lightning.binary.companions import CompanionName
+from design_lightning.binary.estimators import Estimator
+from design_lightning.binary.layers import PaddingValue, Stage
+from design_lightning.binary.weights import WeightBinarizer
+from design_lightning.kernels import Alignment, ThresholdKernel
+
+FORMAT_VERSION = 1
+
+Policy = Literal["conservative", "everything"]
+SkipRule = Literal["first", "last", "depthwise", "gate", "downsample"]
+
+POLICIES: dict[str, tuple[SkipRule, ...]] = {
+    "conservative": get_args(SkipRule),
+    "everything": (),
+}
+"""What each policy leaves float."""
+
+
+@dataclass(frozen=True)
+class BinaryConfig:
+    """How to binarize a network; every field has a default.
+
+    Args:
+        activation: the binarizer of a layer's input: `design`, `sign`, `rsign`, the dotted path of a `BinaryActivation`, or
+            null for layers whose weights alone become binary.
+        activation_args: what the class of a dotted path takes beside `channels`, `layout` and the estimator.
+        kernel: of `design`: a published name, a kernel's JSON file (read at once, so that a checkpoint needs no file), or
+            levels [D, h, w]. Unused by the others.
+        scale: of `design`: factor of the kernel; 1 is the paper's, 0 is plain Sign.
+        scale_by_gamma: of `design`: multiply the thresholds by the weight of the one norm that feeds the layer.
+        align: of `design`: `topleft` or `center`.
+        learn_kernel: of `design`: train the thresholds of each layer.
+        estimator: the pseudo-gradient: `ste`, `approx_sign`, `swish_sign`, `ede`, `reste`, or a dotted path.
+        estimator_args: what its constructor takes, such as `{clip: 1.25}`.
+        weight: the weight binarizer: `sign`, `xnor`, `learned`, `recu`, `irnet`, or a dotted path.
+        weight_args: what its constructor takes, such as `{tau: 0.9}`.
+        padding_value: what pads a binary input: 0, 1, -1 or `replicate`.
+        companion: what replaces the float activations whose output reaches a binarizer: `hardtanh`, `prelu`, `rprelu`,
+            `identity`, or `keep`.
+        policy: a named choice of what stays float: `conservative`, or `everything` for all that can be binary.
+        skip: the rules themselves, in place of the policy's: any of `first`, `last`, `depthwise`, `gate`, `downsample`.
+        overrides: other values of these fields for the layers whose name matches a pattern (a name, a glob, or `re:` and a
+            regular expression); null leaves them float; the last match wins. A layer that a rule would skip becomes binary
+            by `{skip: []}`. A pattern may also name a float activation, with `{companion: ...}`.
+        stage: `float`, `activations` or `both`; `set_stage_` changes it later.
+
+    Raises:
+        ValueError: if a value is unknown; names the nearest known one.
+
+    >>> print(BinaryConfig(activation="sign", skip=["first", "last"]).to_yaml(defaults=False), end="")
+    activation: sign
+    skip: [first, last]
+    """
+
+    activation: str | None = "design"
+    activation_args: dict[str, Any] = field(default_factory=dict)
+    kernel: str | dict[str, Any] | list[Any] | None = "2x2_v1"
+    scale: float = 1.0
+    scale_by_gamma: bool = False
+    align: Alignment = "topleft"
+    learn_kernel: bool = False
+    estimator: str = "approx_sign"
+    estimator_args: dict[str, Any] = field(default_factory=dict)
+    weight: str = "xnor"
+    weight_args: dict[str, Any] = field(default_factory=dict)
+    padding_value: PaddingValue = 0
+    companion: CompanionName = "hardtanh"
+    policy: Policy = "conservative"
+    skip: list[SkipRule] | None = None
+    overrides: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    stage: Stage = "both"
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(map(str, choices))}")
+        if self.activation is not None:
+            class_by_name(self.activation, ACTIVATIONS, BinaryActivation, "activation")
+        class_by_name(self.estimator, ESTIMATORS, Estimator, "estimator")
+        class_by_name(self.weight, WEIGHT_BINARIZERS, WeightBinarizer, "weight binarizer")
+        if isinstance(self.kernel, str | Path) and str(self.kernel).endswith(".json"):
+            object.__setattr__(self, "kernel", _kernel_as_dict(ThresholdKernel.from_json(self.kernel)))
+        if self.activation == "design":
+            self.threshold_kernel()
+        for rule in self.skip or ():
+            if rule not in get_args(SkipRule):
+                raise ValueError(f"unknown skip rule {rule!r}: {did_you_mean(str(rule), get_args(SkipRule))}")
+        for pattern, override in self.overrides.items():
+            self._check_override(pattern, override)
+
+    def _check_override(self, pattern: str, override: Mapping[str, Any] | None) -> None:
+        known = {f.name for f in dataclasses.fields(self)} - {"policy", "overrides", "stage"}
+        for name in override or ():
+            if name not in known:
+                raise ValueError(f"override {pattern!r} sets {name!r}, which is no field of a layer: {did_you_mean(name, known)}")
+        if override is not None:
+            try:
+                self.overridden(override)
+            except ValueError as error:
+                raise ValueError(f"override {pattern!r}: {error}") from error
+
+    def overridden(self, override: Mapping[str, Any]) -> "BinaryConfig":
+        """This configuration with other values for one layer."""
+        return dataclasses.replace(self, **{**override, "overrides": {}})
+
+    @property
+    def skip_rules(self) -> tuple[SkipRule, ...]:
+        """The rules in force: `skip`, or the policy's."""
+        return POLICIES[self.policy] if self.skip is None else tuple(self.skip)
+
+    def threshold_kernel(self) -> ThresholdKernel:
+        """The kernel of `design`.
+
+        Raises:
+            ValueError: if there is none, or it is not a kernel.
+        """
+        if self.kernel is None:
+            raise ValueError("activation 'design' needs a kernel: give a name such as 2x2_v1, or use activation 'sign'")
+        if isinstance(self.kernel, dict):
+            return ThresholdKernel(**self.kernel)
+        return ThresholdKernel.of(self.kernel)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, texts, lists and dicts, with a format version: what a checkpoint stores."""
+        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """The configuration that `to_dict` gave, or a mapping of some fields.
+
+        Raises:
+            ValueError: if a field is unknown, or the format is newer than this release.
+        """
+        values = dict(stored)
+        version = values.pop("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise ValueError(f"BinaryConfig has format version {version}, but this release reads {FORMAT_VERSION}; update design-lightning")
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ValueError(f"unknown field {name!r} of BinaryConfig: {did_you_mean(name, known)}")
+        return cls(**values)
+
+    def to_yaml(self, defaults: bool = True) -> str:
+        """The configuration as YAML.
+
+        Args:
+            defaults: also print the fields that have their default value.
+        """
+        shown = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if defaults or getattr(self, f.name) != getattr(BinaryConfig(), f.name)
+        }
+        return yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=120)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Self:
+        """The configuration that a YAML text holds."""
+        return cls.from_dict(yaml.safe_load(text) or {})
+
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "align": get_args(Alignment),
+    "padding_value": get_args(PaddingValue),
+    "companion": get_args(CompanionName),
+    "policy": get_args(Policy),
+    "stage": get_args(Stage),
+}
+
+
+def _kernel_as_dict(kernel: ThresholdKernel) -> dict[str, Any]:
+    levels = [[list(row) for row in plane] for plane in kernel.levels]
+    return {"levels": levels, "name": kernel.name, "provenance": kernel.provenance}

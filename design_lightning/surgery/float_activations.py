@@ -1,0 +1,42 @@
+"""The float activations that surgery knows: which are replaced by a companion, which are gates, and what they let through."""
+
+import timm.layers.activations as timm_activations
+import timm.layers.activations_me as timm_activations_me
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _classes(*names: str) -> tuple[type[nn.Module], ...]:
+    """The classes of these names in torch.nn and in timm's two activation modules."""
+    homes = (nn, timm_activations, timm_activations_me)
+    found = [getattr(home, name) for home in homes for name in names if hasattr(home, name)]
+    return tuple(dict.fromkeys(found))
+
+
+ONE_SIDED = _classes("ReLU", "ReLU6", "Softplus", "Threshold")
+"""Their output is never negative, so a Sign right behind one is constant."""
+
+ACTIVATION_MODULES = (
+    *ONE_SIDED,
+    *_classes("LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "SELU", "SiLU", "GELU", "Mish", "Hardswish", "Hardtanh", "Tanh"),
+    *_classes("Softsign", "Swish", "HardSwish", "HardMish", "GELUTanh", "QuickGELU"),
+    *_classes("SwishMe", "MishMe", "HardSwishMe", "HardMishMe"),
+)
+"""Replaced by the companion where their output reaches a binarizer."""
+
+GATE_MODULES = _classes("Sigmoid", "Hardsigmoid", "HardSigmoid", "HardSigmoidMe", "Softmax")
+"""Their output weighs a stream instead of being one: never replaced."""
+
+_functional = (F, torch, Tensor)
+
+
+def _functions(*names: str) -> frozenset[object]:
+    return frozenset(getattr(home, name) for home in _functional for name in names if hasattr(home, name))
+
+
+ONE_SIDED_FUNCTIONS = _functions("relu", "relu_", "relu6", "softplus", "threshold", "threshold_")
+ACTIVATION_FUNCTIONS = ONE_SIDED_FUNCTIONS | _functions(
+    "leaky_relu", "leaky_relu_", "prelu", "rrelu", "elu", "elu_", "celu", "selu", "silu", "gelu", "mish", "hardswish", "hardtanh"
+)
+GATE_FUNCTIONS = _functions("sigmoid", "sigmoid_", "hardsigmoid", "softmax")

@@ -1,0 +1,178 @@
+"""What a tensor of a probing forward is made of: the knowledge that travels with it from operation to operation.
+
+`after` gives the knowledge about an operation's result from that about its operands. What reaches what is thus learned
+from the operations themselves, `F.relu` and `+` included, and never from the names of modules.
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from design_lightning.surgery.float_activations import ACTIVATION_FUNCTIONS, GATE_FUNCTIONS, ONE_SIDED_FUNCTIONS
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What is known of one tensor.
+
+    Args:
+        sources: the activations and weight layers that it comes from, with only additions, pools, norms and the like between.
+        positive_by: None if it may be negative; else the activations without which it might be (never negative as it is).
+        from_input: whether it comes from the network's input with no weight layer between.
+        layer: the one weight layer that it comes from with no addition or activation between, if there is one.
+        depth: how many weight layers stand before it, on the longest way.
+        gate_layers: the layers that made it, should it turn out to be a gate: the last, and those before it that saw one pixel.
+        is_gate: whether it left a sigmoid or a softmax.
+        norm: the one norm that it comes from, with only activations, pools and reshapes between, if there is one.
+    """
+
+    sources: frozenset[str] = frozenset()
+    positive_by: frozenset[str] | None = None
+    from_input: bool = False
+    layer: str | None = None
+    depth: int = 0
+    gate_layers: frozenset[str] = frozenset()
+    is_gate: bool = False
+    norm: str | None = None
+
+
+@dataclass
+class Findings:
+    """What the operations of a forward revealed about layers."""
+
+    gates: set[str] = field(default_factory=set)
+    shortcuts: set[str] = field(default_factory=set)
+
+
+def flow_of(value: Any) -> Flow | None:
+    """The knowledge that travels with a value; None for constants, parameters and whatever is no tensor."""
+    return getattr(value, "_design_flow", None) if isinstance(value, Tensor) else None
+
+
+def set_flow(value: Any, flow: Flow) -> None:
+    """Gives a tensor, or each tensor in a sequence or dict, its knowledge."""
+    if isinstance(value, Tensor):
+        value._design_flow = flow  # type: ignore[attr-defined]
+    elif isinstance(value, dict):
+        for item in value.values():
+            set_flow(item, flow)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            set_flow(item, flow)
+
+
+def _functions(*names: str) -> frozenset[object]:
+    return frozenset(getattr(home, name) for home in (torch, Tensor, F, operator) for name in names if hasattr(home, name))
+
+
+_NORMS = _functions("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize")
+_MIXERS = _functions(
+    *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "einsum", "baddbmm", "addmm", "linear", "bilinear", "embedding"),
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("scaled_dot_product_attention", "multi_head_attention_forward", "unfold", "fold", "glu"),
+)
+_ADDITIONS = _functions("add", "add_", "__add__", "__radd__", "__iadd__", "cat", "concat", "stack", "sum", "maximum")
+_SUBTRACTIONS = _functions("sub", "sub_", "__sub__", "__rsub__", "__isub__", "rsub", "neg", "__neg__")
+_PRODUCTS = _functions("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply")
+_JOINS = _functions("add", "add_", "__add__", "__radd__", "__iadd__")
+
+
+def after(function: Any, operands: Sequence[Any], inside: str, findings: Findings) -> Flow | None:
+    """The knowledge about the result of one operation; None if no operand has any.
+
+    Args:
+        function: the function of torch that was called.
+        operands: its arguments, sequences of tensors unrolled.
+        inside: the name of the innermost module that runs.
+        findings: noted here: layers that turn out to be gates or projections of a shortcut.
+    """
+    flows = [flow for flow in map(flow_of, operands) if flow is not None]
+    if not flows:
+        return None
+    if function in _PRODUCTS:
+        return _after_product(operands, findings)
+    if function in _MIXERS:
+        return Flow(depth=max(f.depth for f in flows) + 1)
+    if function in _NORMS:
+        return replace(flows[0], positive_by=None, norm=inside, is_gate=False)
+    if function in GATE_FUNCTIONS:
+        return after_gate(flows[0])
+    if function in ACTIVATION_FUNCTIONS:
+        return after_activation(flows[0], f"a function in {inside or 'the model'}", function in ONE_SIDED_FUNCTIONS)
+    if function in _JOINS:
+        _note_shortcut(flows, findings)
+    joined = flows[0] if len(flows) == 1 else _join(flows)
+    if function in _SUBTRACTIONS or (function in _ADDITIONS and not _all_known_positive(operands)):
+        joined = replace(joined, positive_by=None)
+    return replace(joined, norm=None, layer=None) if function in _ADDITIONS or function in _SUBTRACTIONS else joined
+
+
+def after_activation(flow: Flow, name: str, one_sided: bool) -> Flow:
+    """Behind a float activation: it is the only source now."""
+    positive = frozenset({name}) if one_sided else None
+    return replace(flow, sources=frozenset({name}), positive_by=positive, layer=None, is_gate=False)
+
+
+def after_gate(flow: Flow) -> Flow:
+    """Behind a sigmoid or softmax: a gate, which carries no stream."""
+    return replace(flow, sources=frozenset(), positive_by=frozenset(), layer=None, is_gate=True, norm=None)
+
+
+def after_layer(flow: Flow | None, name: str, sees_one_pixel: bool) -> Flow:
+    """Behind a weight layer."""
+    before = flow or Flow()
+    gate_layers = before.gate_layers | {name} if sees_one_pixel else frozenset({name})
+    return Flow(sources=frozenset({name}), layer=name, depth=before.depth + 1, gate_layers=gate_layers)
+
+
+def _join(flows: Sequence[Flow]) -> Flow:
+    positives = [f.positive_by for f in flows]
+    return Flow(
+        sources=frozenset().union(*(f.sources for f in flows)),
+        positive_by=None if None in positives else frozenset().union(*(p for p in positives if p is not None)),
+        from_input=all(f.from_input for f in flows),
+        depth=max(f.depth for f in flows),
+        gate_layers=flows[0].gate_layers if len({f.gate_layers for f in flows}) == 1 else frozenset(),
+        is_gate=all(f.is_gate for f in flows),
+    )
+
+
+def _all_known_positive(operands: Sequence[Any]) -> bool:
+    return all(
+        value >= 0 if isinstance(value, int | float) else flow is not None and flow.positive_by is not None
+        for value, flow in ((v, flow_of(v)) for v in operands)
+        if isinstance(value, Tensor | int | float) and not isinstance(value, bool)
+    )
+
+
+def _after_product(operands: Sequence[Any], findings: Findings) -> Flow:
+    """A stream times a gate or a factor is that stream; a product of two streams is neither."""
+    known = [(value, flow) for value, flow in ((v, flow_of(v)) for v in operands) if flow is not None]
+    if len(known) == 1:
+        value, flow = known[0]
+        factor_is_positive = all(v >= 0 for v in operands if isinstance(v, int | float))
+        has_other_tensor = any(isinstance(v, Tensor) and v is not value for v in operands)
+        return flow if factor_is_positive and not has_other_tensor else replace(flow, positive_by=None)
+    (first, first_flow), (second, second_flow) = known[:2]
+    for gate, stream in ((first_flow, second_flow), (second_flow, first_flow)):
+        if gate.is_gate and not stream.is_gate and not gate.gate_layers & stream.gate_layers:
+            findings.gates |= gate.gate_layers
+            return stream
+    if first.numel() != second.numel():
+        stream, factor = (first_flow, second_flow) if first.numel() > second.numel() else (second_flow, first_flow)
+        return stream if factor.positive_by is not None else replace(stream, positive_by=None)
+    both = (first_flow.positive_by, second_flow.positive_by)
+    positive = None if both[0] is None or both[1] is None else both[0] | both[1]
+    return Flow(positive_by=positive, depth=max(first_flow.depth, second_flow.depth))
+
+
+def _note_shortcut(flows: Sequence[Flow], findings: Findings) -> None:
+    """Where the outputs of two layers are added, the one that fewer layers stand before is the projection of a shortcut."""
+    if len(flows) == 2 and flows[0].layer and flows[1].layer and flows[0].depth != flows[1].depth:
+        shallow = min(flows, key=lambda flow: flow.depth)
+        findings.shortcuts.add(str(shallow.layer))

@@ -1,0 +1,235 @@
+"""The probing forward: what reaches what in a network, learned by running it once and watching every operation."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from design_lightning.surgery.flow import Findings, Flow, after, after_activation, after_gate, after_layer, flow_of, set_flow
+from design_lightning.surgery.float_activations import ACTIVATION_MODULES, GATE_MODULES, ONE_SIDED
+from design_lightning.surgery.float_layers import is_weight_layer
+
+
+@dataclass
+class LayerCall:
+    """What a weight layer saw in the probe.
+
+    Args:
+        flow: what is known of its input.
+        input_shape: the input's shape, of the last call.
+        macs: multiply-accumulates an image, all calls together.
+    """
+
+    flow: Flow
+    input_shape: tuple[int, ...]
+    macs: int = 0
+
+
+@dataclass
+class Probe:
+    """What one forward showed; names are those of the model's modules.
+
+    Args:
+        layers: every weight layer that was called, in the order of the first call.
+        activations: every activation module that was called, with the shapes of its inputs.
+        findings: the layers that turned out to be gates, or projections of a shortcut.
+        input_shape: the shape of the input.
+    """
+
+    input_shape: tuple[int, ...]
+    layers: dict[str, LayerCall] = field(default_factory=dict)
+    activations: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    findings: Findings = field(default_factory=Findings)
+
+
+class ProbeError(RuntimeError):
+    """No probing forward went through. The message holds what each try answered."""
+
+
+def probe(model: nn.Module, example_input: Tensor | Sequence[int] | None = None) -> Probe:
+    """Runs the model once, in eval mode and without gradients, and returns what it saw. The model is left as it was.
+
+    The first try is on a copy without storage (`meta` tensors: shapes, no arithmetic); where an operation of the model
+    does not go there, the second is on the model itself.
+
+    Args:
+        model: any module.
+        example_input: a batch, or its shape; by default what timm's `pretrained_cfg` or the model's first layer suggests.
+
+    Raises:
+        ProbeError: if no forward went through.
+    """
+    shapes = [tuple(example_input.shape if isinstance(example_input, Tensor) else example_input)] if example_input is not None else []
+    failures = []
+    for shape in shapes or candidate_shapes(model):
+        for where in ("meta", "model"):
+            try:
+                if where == "meta":
+                    twin = _meta_twin(model)
+                    return _watched_forward(twin, torch.empty(shape, device="meta", dtype=_dtype(model)))
+                given = example_input if isinstance(example_input, Tensor) else torch.randn(shape)
+                return _watched_forward(model, given.to(_device(model), _dtype(model)))
+            except Exception as error:  # whatever a foreign forward may raise
+                failures.append(f"{list(shape)} on {where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            if _device(model).type == "meta":
+                break
+    raise ProbeError("; ".join(failures) or "no input shape could be guessed")
+
+
+def candidate_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Shapes of an input that the model may take, the likeliest first: image size of the model, timm's, common ones."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
+    if isinstance(first, nn.Linear):
+        yield 2, first.in_features
+    channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
+    config = getattr(model, "pretrained_cfg", None) or {}
+    sizes: list[Any] = [getattr(getattr(model, "patch_embed", None), "img_size", None)]
+    sizes += [config.get(name)[-2:] for name in ("input_size", "min_input_size") if config.get(name)]
+    sizes += [(224, 224), (64, 64), (32, 32), (28, 28)]
+    for size in dict.fromkeys(tuple(s) if not isinstance(s, int) else (s, s) for s in sizes if s is not None):
+        yield (2, channels, *size)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _meta_twin(model: nn.Module) -> nn.Module:
+    """A copy of the module tree whose parameters and buffers have no storage."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def _watched_forward(model: nn.Module, x: Tensor) -> Probe:
+    watch = _Watch(model, Probe(tuple(x.shape)))
+    set_flow(x, Flow(from_input=True))
+    with _eval_mode(model), watch.hooks(), torch.no_grad(), watch:
+        model(x)
+    return watch.seen
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+class _Watch(TorchFunctionMode):
+    """Sees every function of torch through `__torch_function__`, and every module through hooks."""
+
+    def __init__(self, model: nn.Module, seen: Probe) -> None:
+        super().__init__()
+        self.model = model
+        self.seen = seen
+        self.stack: list[str] = []
+        self.opaque = 0  # how many activation or gate modules are running: their inner operations are theirs
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # An in-place operation overwrites its operand's knowledge, so it is read first.
+        operands = [*_unrolled(args), *_unrolled(tuple(kwargs.values()))]
+        flow = None if self.opaque else after(func, operands, self.stack[-1] if self.stack else "", self.seen.findings)
+        result = func(*args, **kwargs)
+        if flow is not None and isinstance(result, Tensor | list | tuple):
+            set_flow(result, flow)
+        return result
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        handles = []
+        for name, module in self.model.named_modules():
+            handles.append(module.register_forward_pre_hook(self._entering(name, module)))
+            handles.append(module.register_forward_hook(self._leaving(name, module)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entering(self, name: str, module: nn.Module) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self.stack.append(name)
+            x = inputs[0] if inputs else None
+            if isinstance(module, (*ACTIVATION_MODULES, *GATE_MODULES)):
+                self.opaque += 1
+            if isinstance(module, ACTIVATION_MODULES) and isinstance(x, Tensor):
+                self.seen.activations.setdefault(name, []).append(tuple(x.shape))
+            if isinstance(x, Tensor) and is_weight_layer(module):
+                call = self.seen.layers.setdefault(name, LayerCall(flow_of(x) or Flow(), tuple(x.shape)))
+                call.input_shape = tuple(x.shape)
+                # A layer that is called twice answers for both of its inputs.
+                call.flow = _both(call.flow, flow_of(x) or Flow())
+            self._inputs.append(flow_of(x))
+
+        return hook
+
+    _inputs: list[Flow | None]
+
+    def _leaving(self, name: str, module: nn.Module) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self.stack.pop()
+            flow = self._inputs.pop()
+            if isinstance(module, GATE_MODULES):
+                self.opaque -= 1
+                set_flow(output, after_gate(flow or Flow()))
+            elif isinstance(module, ACTIVATION_MODULES):
+                self.opaque -= 1
+                set_flow(output, after_activation(flow or Flow(), name, isinstance(module, ONE_SIDED)))
+            elif is_weight_layer(module) and inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                self.seen.layers[name].macs += _macs(module, output)
+                set_flow(output, after_layer(flow, name, _is_one_pixel(inputs[0])))
+
+        return hook
+
+    def __enter__(self) -> Any:
+        self._inputs = []
+        return super().__enter__()
+
+
+def _unrolled(values: Sequence[Any]) -> list[Any]:
+    flat: list[Any] = []
+    for value in values:
+        flat.extend(value if isinstance(value, list | tuple) else [value])
+    return flat
+
+
+def _both(first: Flow, second: Flow) -> Flow:
+    if first == second:
+        return first
+    positive = None if first.positive_by is None or second.positive_by is None else first.positive_by | second.positive_by
+    return Flow(
+        sources=first.sources | second.sources,
+        positive_by=positive,
+        from_input=first.from_input or second.from_input,
+        depth=max(first.depth, second.depth),
+        norm=first.norm if first.norm == second.norm else None,
+    )
+
+
+def _is_one_pixel(x: Tensor) -> bool:
+    return x.dim() == 2 or (x.dim() == 4 and x.shape[-2:] == (1, 1))
+
+
+def _macs(layer: nn.Module, output: Tensor) -> int:
+    weight = cast(Tensor, layer.weight)
+    if isinstance(layer, nn.Embedding):
+        return 0
+    return output[:1].numel() * weight[0].numel()
