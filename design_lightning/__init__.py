@@ -1,1 +1,54 @@
+"""Binary neural networks in PyTorch: binarize any timm model in one call, train it with Lightning, ship it as 1-bit.
 
+    import timm, design_lightning as dl
+    model = timm.create_model("resnet18", num_classes=10)
+    report = dl.binarize_(model, dl.BinaryConfig(kernel="2x2_v1"))
+    print(report)
+
+Importing this package imports neither torch nor Lightning; its names import their module on first use.
+"""
+
+from typing import TYPE_CHECKING
+
+from design_lightning._lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from design_lightning import binary, data, kernels, models, surgery, training
+    from design_lightning.binary import BinaryConv2d, BinaryLinear, DeSign, RSign, Sign
+    from design_lightning.kernels import ThresholdKernel
+    from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, set_stage_
+    from design_lightning.training import DesignClassifier, DesignTrainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BinarizationReport",
+    "BinaryConfig",
+    "BinaryConv2d",
+    "BinaryLinear",
+    "DeSign",
+    "DesignClassifier",
+    "DesignTrainer",
+    "RSign",
+    "Sign",
+    "ThresholdKernel",
+    "binarize_",
+    "binary",
+    "data",
+    "kernels",
+    "models",
+    "set_stage_",
+    "surgery",
+    "training",
+]
+
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    {
+        **{name: f".{name}" for name in ("binary", "data", "kernels", "models", "surgery", "training")},
+        **dict.fromkeys(("BinaryConv2d", "BinaryLinear", "DeSign", "RSign", "Sign"), ".binary"),
+        "ThresholdKernel": ".kernels",
+        **dict.fromkeys(("BinarizationReport", "BinaryConfig", "binarize_", "set_stage_"), ".surgery"),
+        **dict.fromkeys(("DesignClassifier", "DesignTrainer"), ".training"),
+    },
+)

@@ -18,7 +18,7 @@ class Float32State(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept: dict[str, Any] = {name: getattr(self, name).detach() for name in self.float32_state}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         for name, before in kept.items():
             after = getattr(self, name)
             if after.dtype != torch.float32:

@@ -7,10 +7,9 @@ the input holds the channels:
     NHWC  [..., H, W, C], tokens [B, N, C], or features [B, C]
 """
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +43,9 @@ class BinaryActivation(Float32State):
         self.layout: Layout = layout
         self.estimator = make_estimator(estimator, **(estimator_args or {}))
 
-    @abstractmethod
     def threshold(self, x: Tensor) -> Tensor:
         """The threshold of each element of x: float32, broadcasts to x."""
+        raise NotImplementedError(f"{type(self).__name__} lacks `threshold`")
 
     def forward(self, x: Tensor) -> Tensor:
         """+1 where x >= threshold, else -1; of the shape and type of x."""
@@ -192,7 +191,7 @@ class DeSign(BinaryActivation):
         if self.gamma_from is None:
             levels = self.scale * self.levels
         else:
-            gamma = self.gamma_from.weight
+            gamma = cast(Tensor, self.gamma_from.weight)
             depth = self.levels.shape[0]
             if gamma.numel() != channels or channels % depth:
                 raise ValueError(
@@ -201,7 +200,11 @@ class DeSign(BinaryActivation):
                 )
             levels = (self.scale * gamma.float()).view(-1, 1, 1) * self.levels.repeat(channels // depth, 1, 1)
         if self.layout == "NCHW":
-            return tile(levels, channels, x.shape[-2], x.shape[-1], self.align) if x.dim() > 2 else self._one_pixel(levels, channels)
+            return (
+                tile(levels, channels, x.shape[-2], x.shape[-1], self.align)
+                if x.dim() > 2
+                else self._one_pixel(levels, channels)
+            )
         if x.dim() == 2:
             return self._one_pixel(levels, channels)
         if x.dim() == 3:

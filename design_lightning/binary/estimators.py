@@ -4,7 +4,6 @@ Each is a module with one method, `derivative(u)`, at `u = x - threshold`. Annea
 persistent 0-dim buffer, so that it is part of a checkpoint and changing it recompiles nothing.
 """
 
-from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -17,9 +16,9 @@ from design_lightning.binary._float32 import Float32State
 class Estimator(nn.Module):
     """The base of all pseudo-gradients. A subclass gives `derivative`."""
 
-    @abstractmethod
     def derivative(self, u: Tensor) -> Tensor:
         """What stands for d sign(u) / du, elementwise; of the shape and type of `u`."""
+        raise NotImplementedError(f"{type(self).__name__} lacks `derivative`")
 
 
 class AnnealedEstimator(Float32State, Estimator):
@@ -137,7 +136,8 @@ class ReSTE(AnnealedEstimator):
     def derivative(self, u: Tensor) -> Tensor:  # noqa: D102
         o = self.temperature.to(u.dtype)
         size = u.abs()
-        root = size.clamp_min(self.near).pow((1 - o) / o) / o
+        # The clamp keeps the power finite where it is not taken: 0 times infinity would be NaN.
+        root = size.clamp(self.near, self.far).pow((1 - o) / o) / o
         secant = self.near ** (1 / o) / self.near
         return torch.where(size < self.near, secant, root) * (size <= self.far).to(u.dtype)
 

@@ -53,7 +53,7 @@ class _ShiftedSign(torch.autograd.Function):
         ctx.save_for_backward(x, threshold)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, threshold = ctx.saved_tensors
         u = (x if x.dtype == torch.float64 else x.float()) - threshold
         flow = gradient * ctx.estimator.derivative(u)
@@ -73,6 +73,6 @@ class _ReplacedGradient(torch.autograd.Function):
         ctx.save_for_backward(inputs[2])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
         (derivative,) = ctx.saved_tensors
         return None, gradient * derivative, None

@@ -25,8 +25,7 @@ PaddingValue = Literal[0, 1, -1, "replicate"]
 class BinaryLayer(nn.Module):
     """What the binary layers share; it stands before a float layer among a class's bases."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
     activation: BinaryActivation | None
     weight_binarizer: WeightBinarizer
     stage: Stage
@@ -167,7 +166,9 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         if padding_value not in get_args(PaddingValue):
             raise ValueError(f"padding_value must be 0, 1, -1 or 'replicate', not {padding_value!r}")
         if padding_value != 0 and self.padding_mode != "zeros":
-            raise ValueError(f"padding_value {padding_value!r} does not go with padding_mode {self.padding_mode!r}; use 0 to keep the mode")
+            raise ValueError(
+                f"padding_value {padding_value!r} does not go with padding_mode {self.padding_mode!r}; use 0 to keep the mode"
+            )
         self.padding_value = padding_value
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102

@@ -4,7 +4,6 @@ Each is a module: `signs(w)` and `scale(w)` give the two factors of its output, 
 bits and fold the scales. Weights are [O, ...]: everything but the first axis is the fan-in of an output channel.
 """
 
-from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -37,9 +36,9 @@ class WeightBinarizer(Float32State):
     def __init__(self, latent: Tensor) -> None:
         super().__init__()
 
-    @abstractmethod
     def forward(self, w: Tensor) -> Tensor:
         """The binarized weights, of the shape and type of w, with a gradient to w."""
+        raise NotImplementedError(f"{type(self).__name__} lacks `forward`")
 
     def signs(self, w: Tensor) -> Tensor:
         """The +-1 of the output, of the shape and type of w."""
@@ -139,7 +138,9 @@ class ReCUWeight(WeightBinarizer):
         if not 0.5 < tau < 1:
             raise ValueError(f"tau must be above 0.5 and below 1, not {tau}")
         if latent[0].numel() < 2:
-            raise ValueError(f"ReCU standardises over the fan-in, which is 1 in weights of shape {list(latent.shape)}; use 'xnor'")
+            raise ValueError(
+                f"ReCU standardises over the fan-in, which is 1 in weights of shape {list(latent.shape)}; use 'xnor'"
+            )
         self.register_buffer("tau", torch.tensor(float(tau)))
         self.alpha = nn.Parameter(_mean_abs(latent.detach()).to(latent.dtype))
 
@@ -185,7 +186,9 @@ class IRNetWeight(WeightBinarizer):
     def __init__(self, latent: Tensor, temperature: float = 0.1) -> None:
         super().__init__(latent)
         if latent[0].numel() < 2:
-            raise ValueError(f"IR-Net standardises over the fan-in, which is 1 in weights of shape {list(latent.shape)}; use 'xnor'")
+            raise ValueError(
+                f"IR-Net standardises over the fan-in, which is 1 in weights of shape {list(latent.shape)}; use 'xnor'"
+            )
         self.estimator = EDE(temperature)
 
     def _standardised(self, w: Tensor) -> Tensor:

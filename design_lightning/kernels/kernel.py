@@ -140,7 +140,9 @@ class ThresholdKernel:
 
     def _map(self, table: dict[float, float], name: str) -> "ThresholdKernel":
         levels = [[[table[level] for level in row] for row in plane] for plane in self.levels]
-        return ThresholdKernel(levels, name=name, provenance=f"derived from {self.name}: {self.provenance}".rstrip(": "))
+        return ThresholdKernel(
+            levels, name=name, provenance=f"derived from {self.name}: {self.provenance}".rstrip(": ")
+        )
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The kernel as JSON text, also written to `path` if one is given."""
@@ -175,10 +177,11 @@ class ThresholdKernel:
         except ValueError as error:
             raise ValueError(f"{where} is not JSON: {error}") from error
         if not isinstance(stored, dict) or stored.get("format") != FORMAT or "levels" not in stored:
-            raise ValueError(f"{where} is not a threshold kernel: it lacks '\"format\": \"{FORMAT}\"' or its levels")
+            raise ValueError(f'{where} is not a threshold kernel: it lacks \'"format": "{FORMAT}"\' or its levels')
         if stored.get("version") != FORMAT_VERSION:
             raise ValueError(
-                f"{where} has format version {stored.get('version')}, but this release reads {FORMAT_VERSION}; update design-lightning"
+                f"{where} has format version {stored.get('version')}, but this release reads {FORMAT_VERSION}; "
+                "update design-lightning"
             )
         return cls(stored["levels"], name=stored.get("name", "custom"), provenance=stored.get("provenance", ""))
 
@@ -192,6 +195,6 @@ def _as_levels(levels: Any) -> Levels:
         values = values.unsqueeze(0)
     if values.dim() != 3 or values.numel() == 0:
         raise ValueError(f"a kernel's levels have shape [D, h, w] or [h, w], all at least 1, not {list(values.shape)}")
-    if not bool(torch.isfinite(values).all()):
-        raise ValueError(f"a kernel's levels must be finite, not {values.tolist()}")
+    if not bool(torch.isfinite(values.float()).all()):
+        raise ValueError(f"a kernel's levels must be finite in float32, not {values.tolist()}")
     return tuple(tuple(tuple(row) for row in plane) for plane in values.tolist())

@@ -35,7 +35,9 @@ PUBLISHED: dict[str, Levels] = {
     "3x3_symmetric_v2": _from_codes("5 1 3; 1 0 1; 3 1 5"),
     "3x3_symmetric_v3": _from_codes("3 0 3; 0 1 0; 3 0 3"),
     "3x3x2_complement_v1": _from_codes("1 3 1; 3 1 3; 1 3 1", "7 5 7; 5 7 5; 7 5 7"),
-    "3x3x4_shifted_v1": _from_codes("1 3 1; 3 1 3; 1 3 1", "3 5 3; 5 3 5; 3 5 3", "5 7 5; 7 5 7; 5 7 5", "7 9 7; 9 7 9; 7 9 7"),
+    "3x3x4_shifted_v1": _from_codes(
+        "1 3 1; 3 1 3; 1 3 1", "3 5 3; 5 3 5; 3 5 3", "5 7 5; 7 5 7; 5 7 5", "7 9 7; 9 7 9; 7 9 7"
+    ),
     "2x2x4_half_profile": _from_codes("1 3; 1 3", "1 3; 1 3", "1 3; 1 3", "1 3; 1 3"),
     "2x2x4_baseline": (
         ((1.35667966, 1.99840603), (0.41900698, 0.85981385)),

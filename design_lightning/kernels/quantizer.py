@@ -5,6 +5,7 @@ its optimal quantizer spread a kernel's levels over it. S. P. Lloyd, "Least squa
 "Quantizing for minimum distortion", 1960.
 """
 
+import itertools
 import math
 
 
@@ -37,9 +38,9 @@ def lloyd_max_half_normal(levels: int = 7, tolerance: float = 1e-13) -> tuple[fl
         centroids = [
             # The half-normal density is minus the derivative of itself over x, so its first moment is a difference.
             (_density(low) - _density(high)) / (math.erf(high / math.sqrt(2)) - math.erf(low / math.sqrt(2)))
-            for low, high in zip(edges, edges[1:], strict=False)
+            for low, high in itertools.pairwise(edges)
         ]
-        middles = [(a + b) / 2 for a, b in zip(centroids, centroids[1:], strict=False)]
+        middles = [(a + b) / 2 for a, b in itertools.pairwise(centroids)]
         change = max(abs(a - b) for a, b in zip(middles, thresholds, strict=True))
         thresholds = middles
     return tuple(thresholds)

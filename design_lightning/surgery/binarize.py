@@ -4,17 +4,26 @@ Everything is planned before anything is changed, so that a failure leaves the m
 """
 
 import fnmatch
+import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from design_lightning._names import class_by_name, did_you_mean
-from design_lightning.binary import ACTIVATIONS, BinaryActivation, BinaryConv2d, BinaryLayer, BinaryLinear, DeSign, make_companion
+from design_lightning.binary import (
+    ACTIVATIONS,
+    BinaryActivation,
+    BinaryConv2d,
+    BinaryLayer,
+    BinaryLinear,
+    DeSign,
+    make_companion,
+)
 from design_lightning.binary.activations import Layout, RSign, Sign
 from design_lightning.surgery.config import BinaryConfig
 from design_lightning.surgery.float_activations import ACTIVATION_MODULES
@@ -61,7 +70,9 @@ def _refuse(model: nn.Module) -> None:
         raise ValueError("the model is compiled; binarize it first, then compile it")
     done = [name for name, module in model.named_modules() if isinstance(module, BinaryLayer)]
     if done:
-        raise ValueError(f"the model is binary already: {done[0]!r} and {len(done) - 1} other layers; binarize a float model")
+        raise ValueError(
+            f"the model is binary already: {done[0]!r} and {len(done) - 1} other layers; binarize a float model"
+        )
 
 
 def _swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
@@ -93,7 +104,9 @@ class _Plan:
 
     def __post_init__(self) -> None:
         if isinstance(self.model, BinaryLayer) or is_weight_layer(self.model):
-            raise ValueError(f"{type(self.model).__name__} is a layer itself; use its binary twin's from_float, or pass its parent")
+            raise ValueError(
+                f"{type(self.model).__name__} is a layer itself; use its binary twin's from_float, or pass its parent"
+            )
         self.modules = dict(self.model.named_modules())
         try:
             self.probe = probe(self.model, self.example_input)
@@ -115,7 +128,9 @@ class _Plan:
         known = [n for n, m in self.modules.items() if is_weight_layer(m) or isinstance(m, ACTIVATION_MODULES)]
         for pattern in self.config.overrides:
             if not any(_matches(pattern, name) for name in known):
-                raise ValueError(f"override {pattern!r} matches no layer and no activation: {did_you_mean(pattern, known)}")
+                raise ValueError(
+                    f"override {pattern!r} matches no layer and no activation: {did_you_mean(pattern, known)}"
+                )
 
     def _config_of(self, name: str) -> BinaryConfig | None:
         """The configuration of one module, its overrides applied; None where the last match is null."""
@@ -136,9 +151,14 @@ class _Plan:
             if is_weight_layer(module):
                 self._decide_layer(name, module)
         if not self.binary:
-            counts = {rule: sum(row.rule == rule for row in self.rows.values()) for rule in {r.rule for r in self.rows.values()}}
+            counts = {
+                rule: sum(row.rule == rule for row in self.rows.values())
+                for rule in {r.rule for r in self.rows.values()}
+            }
             found = ", ".join(f"{count} {rule}" for rule, count in sorted(counts.items())) or "it has none"
-            raise ValueError(f"no layer of {type(self.model).__name__} would become binary ({found}); see `skip` and `overrides`")
+            raise ValueError(
+                f"no layer of {type(self.model).__name__} would become binary ({found}); see `skip` and `overrides`"
+            )
 
     def _decide_layer(self, name: str, layer: nn.Module) -> None:
         config = self._config_of(name)
@@ -161,7 +181,10 @@ class _Plan:
         call = self._call(name)
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        return Row(name, type(layer).__name__, after, rule, reason, weight.numel(), call.macs if call else 0)
+        return Row(name, type(layer).__name__, after, rule, reason, weight.numel(), self._macs_per_image(call))
+
+    def _macs_per_image(self, call: LayerCall | None) -> int:
+        return call.macs // self.probe.input_shape[0] if call and self.probe else 0
 
     def _make_binary(self, name: str, layer: nn.Module, twin: type[BinaryLayer], config: BinaryConfig) -> None:
         try:
@@ -197,7 +220,8 @@ class _Plan:
             return RSign(channels, layout, **estimator)
         if config.activation != "design":
             found = class_by_name(config.activation, ACTIVATIONS, BinaryActivation, "activation")
-            return found(channels=channels, layout=layout, **estimator, **config.activation_args)
+            make = cast(Callable[..., BinaryActivation], found)
+            return make(channels=channels, layout=layout, **estimator, **config.activation_args)
         kernel = config.threshold_kernel()
         kernel.tile(channels, 1, 1)  # raises where the depth does not divide the channels
         grid, prefix_tokens = self._token_grid(name)
@@ -244,7 +268,9 @@ class _Plan:
     def _reaching(self) -> set[str]:
         """The activations whose output reaches a binarizer, also through layers of a shortcut that stay float."""
         if self.probe is None:
-            gates = {n for n, m in self.modules.items() if is_weight_layer(m) and find_rule(n, m, self.facts, ("gate",))}
+            gates = {
+                n for n, m in self.modules.items() if is_weight_layer(m) and find_rule(n, m, self.facts, ("gate",))
+            }
             parents = {name.rpartition(".")[0] for name in gates}
             names = (n for n, m in self.modules.items() if isinstance(m, ACTIVATION_MODULES))
             return {name for name in names if name.rpartition(".")[0] not in parents}
@@ -281,14 +307,20 @@ class _Plan:
         channels = {shape[1] if layout == "NCHW" else shape[-1] for shape in shapes}
         if len(channels) != 1:
             seen = f"inputs of {sorted(channels)} channels" if channels else "no input in a probing forward"
-            raise ValueError(f"{name}: companion {config.companion!r} has parameters per channel, but saw {seen}; use 'hardtanh'")
+            raise ValueError(
+                f"{name}: companion {config.companion!r} has parameters per channel, but saw {seen}; use 'hardtanh'"
+            )
         reference = next(self.model.parameters())
         return make_companion(config.companion, channels.pop(), layout).to(reference.device, reference.dtype)
 
     def _is_channels_last(self, shape: tuple[int, ...]) -> bool:
         """Whether an image tensor is [B, H, W, C]: where the network's linear layers take such tensors."""
         calls = self.probe.layers.items() if self.probe else ()
-        linear = {call.input_shape[-1] for n, call in calls if isinstance(self.modules[n], nn.Linear) and len(call.input_shape) == 4}
+        linear = {
+            call.input_shape[-1]
+            for n, call in calls
+            if isinstance(self.modules[n], nn.Linear) and len(call.input_shape) == 4
+        }
         return shape[-1] in linear
 
     # Binarizers that could not work
@@ -298,28 +330,47 @@ class _Plan:
         if self.probe is None:
             return
         replaced = {name for name, row in self.rows.items() if row.rule == "companion"}
+        one_sided = []
         for name, config in self.binary.items():
             positive_by = self.probe.layers[name].flow.positive_by
             if config.activation is None or positive_by is None or positive_by & replaced:
                 continue
-            kept = ", ".join(sorted(positive_by)) or "an operation without a negative output"
-            highest = max(v for plane in config.threshold_kernel().levels for row in plane for v in row) if config.activation == "design" else 0
-            if config.activation in ("sign", "rsign") or (config.activation == "design" and highest * config.scale <= 0):
+            behind = ", ".join(sorted(positive_by)) or "an operation without a negative output"
+            if _highest_threshold(config) <= 0:
                 raise ValueError(
-                    f"{name}: its input is never negative ({kept}), so a sign with thresholds of 0 would be constant; "
-                    "use a companion other than 'keep', or a kernel with positive thresholds"
+                    f"{name}: its input is never negative (behind {behind}), so a sign with thresholds of 0 would be "
+                    "constant; use a companion other than 'keep', or a kernel with positive thresholds"
                 )
-            self._note(f"{name}: its input is never negative ({kept})")
+            one_sided.append(f"{name} (behind {behind})")
+        if one_sided:
+            count = f"{len(one_sided)} binarizer{'s' if len(one_sided) > 1 else ''}"
+            self._note(
+                f"{count} with an input that is never negative, which only positive thresholds divide: {', '.join(one_sided)}"
+            )
 
     def report(self) -> BinarizationReport:
         """The rows in the order of the module tree, and the totals."""
         parameters = sum(p.numel() for p in self.model.parameters())
         new = [p for module in self.replacements.values() for p in module.parameters()]
         old = {id(p) for p in self.model.parameters()}
-        gone = [p for module, twin in self.replacements.items() if not isinstance(twin, BinaryLayer) for p in module.parameters()]
+        gone = [
+            p
+            for module, twin in self.replacements.items()
+            if not isinstance(twin, BinaryLayer)
+            for p in module.parameters()
+        ]
         added = sum(p.numel() for p in new if id(p) not in old) - sum(p.numel() for p in gone)
         rows = tuple(self.rows[name] for name in self.modules if name in self.rows)
         return BinarizationReport(rows, parameters + added, 4 * parameters, tuple(self.notes))
+
+
+def _highest_threshold(config: BinaryConfig) -> float:
+    """The highest threshold at the start; infinite for an activation that this package does not know."""
+    if config.activation in ("sign", "rsign"):
+        return 0.0
+    if config.activation != "design":
+        return math.inf
+    return config.scale * max(level for plane in config.threshold_kernel().levels for row in plane for level in row)
 
 
 def _in_words(config: BinaryConfig) -> str:
@@ -327,5 +378,3 @@ def _in_words(config: BinaryConfig) -> str:
         return f"weights {config.weight}, input float"
     kernel = f" {config.threshold_kernel().name}" if config.activation == "design" else ""
     return f"input {config.activation}{kernel}, weights {config.weight}"
-
-

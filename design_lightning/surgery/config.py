@@ -105,7 +105,9 @@ class BinaryConfig:
         known = {f.name for f in dataclasses.fields(self)} - {"policy", "overrides", "stage"}
         for name in override or ():
             if name not in known:
-                raise ValueError(f"override {pattern!r} sets {name!r}, which is no field of a layer: {did_you_mean(name, known)}")
+                raise ValueError(
+                    f"override {pattern!r} sets {name!r}, which is no field of a layer: {did_you_mean(name, known)}"
+                )
         if override is not None:
             try:
                 self.overridden(override)
@@ -147,7 +149,9 @@ class BinaryConfig:
         values = dict(stored)
         version = values.pop("format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
-            raise ValueError(f"BinaryConfig has format version {version}, but this release reads {FORMAT_VERSION}; update design-lightning")
+            raise ValueError(
+                f"BinaryConfig has format version {version}, but this release reads {FORMAT_VERSION}; update design-lightning"
+            )
         known = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in known:

@@ -19,7 +19,9 @@ ONE_SIDED = _classes("ReLU", "ReLU6", "Softplus", "Threshold")
 
 ACTIVATION_MODULES = (
     *ONE_SIDED,
-    *_classes("LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "SELU", "SiLU", "GELU", "Mish", "Hardswish", "Hardtanh", "Tanh"),
+    *_classes(
+        "LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "SELU", "SiLU", "GELU", "Mish", "Hardswish", "Hardtanh", "Tanh"
+    ),
     *_classes("Softsign", "Swish", "HardSwish", "HardMish", "GELUTanh", "QuickGELU"),
     *_classes("SwishMe", "MishMe", "HardSwishMe", "HardMishMe"),
 )
@@ -37,6 +39,18 @@ def _functions(*names: str) -> frozenset[object]:
 
 ONE_SIDED_FUNCTIONS = _functions("relu", "relu_", "relu6", "softplus", "threshold", "threshold_")
 ACTIVATION_FUNCTIONS = ONE_SIDED_FUNCTIONS | _functions(
-    "leaky_relu", "leaky_relu_", "prelu", "rrelu", "elu", "elu_", "celu", "selu", "silu", "gelu", "mish", "hardswish", "hardtanh"
+    "leaky_relu",
+    "leaky_relu_",
+    "prelu",
+    "rrelu",
+    "elu",
+    "elu_",
+    "celu",
+    "selu",
+    "silu",
+    "gelu",
+    "mish",
+    "hardswish",
+    "hardtanh",
 )
 GATE_FUNCTIONS = _functions("sigmoid", "sigmoid_", "hardsigmoid", "softmax")

@@ -24,7 +24,9 @@ class BinaryConv2dSame(BinaryConv2d):
     def padding_of(self, x: Tensor) -> tuple[int, int, int, int]:  # noqa: D102
         height, width = (
             get_same_padding(size, kernel, stride, dilation)
-            for size, kernel, stride, dilation in zip(x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True)
+            for size, kernel, stride, dilation in zip(
+                x.shape[-2:], self.kernel_size, self.stride, self.dilation, strict=True
+            )
         )
         return width // 2, width - width // 2, height // 2, height - height // 2
 
@@ -90,7 +92,8 @@ def binary_twin(layer: nn.Module) -> type[BinaryLayer] | None:
     for ancestor in type(layer).__mro__:
         if ancestor in BINARY_TWINS:
             same_forward = all(
-                getattr(type(layer), name, None) is getattr(ancestor, name, None) for name in ("forward", "_conv_forward")
+                getattr(type(layer), name, None) is getattr(ancestor, name, None)
+                for name in ("forward", "_conv_forward")
             )
             return BINARY_TWINS[ancestor] if same_forward else None
     return None

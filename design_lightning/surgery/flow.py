@@ -25,7 +25,7 @@ class Flow:
         positive_by: None if it may be negative; else the activations without which it might be (never negative as it is).
         from_input: whether it comes from the network's input with no weight layer between.
         layer: the one weight layer that it comes from with no addition or activation between, if there is one.
-        depth: how many weight layers stand before it, on the longest way.
+        behind: all the weight layers that it depends on.
         gate_layers: the layers that made it, should it turn out to be a gate: the last, and those before it that saw one pixel.
         is_gate: whether it left a sigmoid or a softmax.
         norm: the one norm that it comes from, with only activations, pools and reshapes between, if there is one.
@@ -35,7 +35,7 @@ class Flow:
     positive_by: frozenset[str] | None = None
     from_input: bool = False
     layer: str | None = None
-    depth: int = 0
+    behind: frozenset[str] = frozenset()
     gate_layers: frozenset[str] = frozenset()
     is_gate: bool = False
     norm: str | None = None
@@ -67,12 +67,26 @@ def set_flow(value: Any, flow: Flow) -> None:
 
 
 def _functions(*names: str) -> frozenset[object]:
-    return frozenset(getattr(home, name) for home in (torch, Tensor, F, operator) for name in names if hasattr(home, name))
+    return frozenset(
+        getattr(home, name) for home in (torch, Tensor, F, operator) for name in names if hasattr(home, name)
+    )
 
 
 _NORMS = _functions("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize")
 _MIXERS = _functions(
-    *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "einsum", "baddbmm", "addmm", "linear", "bilinear", "embedding"),
+    *(
+        "matmul",
+        "__matmul__",
+        "__rmatmul__",
+        "mm",
+        "bmm",
+        "einsum",
+        "baddbmm",
+        "addmm",
+        "linear",
+        "bilinear",
+        "embedding",
+    ),
     *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("scaled_dot_product_attention", "multi_head_attention_forward", "unfold", "fold", "glu"),
 )
@@ -97,7 +111,7 @@ def after(function: Any, operands: Sequence[Any], inside: str, findings: Finding
     if function in _PRODUCTS:
         return _after_product(operands, findings)
     if function in _MIXERS:
-        return Flow(depth=max(f.depth for f in flows) + 1)
+        return Flow(behind=frozenset().union(*(f.behind for f in flows)))
     if function in _NORMS:
         return replace(flows[0], positive_by=None, norm=inside, is_gate=False)
     if function in GATE_FUNCTIONS:
@@ -127,7 +141,7 @@ def after_layer(flow: Flow | None, name: str, sees_one_pixel: bool) -> Flow:
     """Behind a weight layer."""
     before = flow or Flow()
     gate_layers = before.gate_layers | {name} if sees_one_pixel else frozenset({name})
-    return Flow(sources=frozenset({name}), layer=name, depth=before.depth + 1, gate_layers=gate_layers)
+    return Flow(sources=frozenset({name}), layer=name, behind=before.behind | {name}, gate_layers=gate_layers)
 
 
 def _join(flows: Sequence[Flow]) -> Flow:
@@ -136,7 +150,7 @@ def _join(flows: Sequence[Flow]) -> Flow:
         sources=frozenset().union(*(f.sources for f in flows)),
         positive_by=None if None in positives else frozenset().union(*(p for p in positives if p is not None)),
         from_input=all(f.from_input for f in flows),
-        depth=max(f.depth for f in flows),
+        behind=frozenset().union(*(f.behind for f in flows)),
         gate_layers=flows[0].gate_layers if len({f.gate_layers for f in flows}) == 1 else frozenset(),
         is_gate=all(f.is_gate for f in flows),
     )
@@ -168,11 +182,13 @@ def _after_product(operands: Sequence[Any], findings: Findings) -> Flow:
         return stream if factor.positive_by is not None else replace(stream, positive_by=None)
     both = (first_flow.positive_by, second_flow.positive_by)
     positive = None if both[0] is None or both[1] is None else both[0] | both[1]
-    return Flow(positive_by=positive, depth=max(first_flow.depth, second_flow.depth))
+    return Flow(positive_by=positive, behind=first_flow.behind | second_flow.behind)
 
 
 def _note_shortcut(flows: Sequence[Flow], findings: Findings) -> None:
-    """Where the outputs of two layers are added, the one that fewer layers stand before is the projection of a shortcut."""
-    if len(flows) == 2 and flows[0].layer and flows[1].layer and flows[0].depth != flows[1].depth:
-        shallow = min(flows, key=lambda flow: flow.depth)
-        findings.shortcuts.add(str(shallow.layer))
+    """Where the outputs of two parallel ways are added, a way of one layer beside a longer one is a shortcut's projection."""
+    if len(flows) != 2:
+        return
+    for short, long in (flows, flows[::-1]):
+        if short.layer and len(short.behind - long.behind) == 1 and len(long.behind - short.behind) > 1:
+            findings.shortcuts.add(short.layer)

@@ -3,16 +3,25 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from design_lightning.surgery.flow import Findings, Flow, after, after_activation, after_gate, after_layer, flow_of, set_flow
 from design_lightning.surgery.float_activations import ACTIVATION_MODULES, GATE_MODULES, ONE_SIDED
 from design_lightning.surgery.float_layers import is_weight_layer
+from design_lightning.surgery.flow import (
+    Findings,
+    Flow,
+    after,
+    after_activation,
+    after_gate,
+    after_layer,
+    flow_of,
+    set_flow,
+)
 
 
 @dataclass
@@ -22,7 +31,7 @@ class LayerCall:
     Args:
         flow: what is known of its input.
         input_shape: the input's shape, of the last call.
-        macs: multiply-accumulates an image, all calls together.
+        macs: multiply-accumulates of all calls together, over the whole batch.
     """
 
     flow: Flow
@@ -38,7 +47,7 @@ class Probe:
         layers: every weight layer that was called, in the order of the first call.
         activations: every activation module that was called, with the shapes of its inputs.
         findings: the layers that turned out to be gates, or projections of a shortcut.
-        input_shape: the shape of the input.
+        input_shape: the shape of the input; its first number is the batch.
     """
 
     input_shape: tuple[int, ...]
@@ -64,7 +73,11 @@ def probe(model: nn.Module, example_input: Tensor | Sequence[int] | None = None)
     Raises:
         ProbeError: if no forward went through.
     """
-    shapes = [tuple(example_input.shape if isinstance(example_input, Tensor) else example_input)] if example_input is not None else []
+    shapes = (
+        [tuple(example_input.shape if isinstance(example_input, Tensor) else example_input)]
+        if example_input is not None
+        else []
+    )
     failures = []
     for shape in shapes or candidate_shapes(model):
         for where in ("meta", "model"):
@@ -75,7 +88,9 @@ def probe(model: nn.Module, example_input: Tensor | Sequence[int] | None = None)
                 given = example_input if isinstance(example_input, Tensor) else torch.randn(shape)
                 return _watched_forward(model, given.to(_device(model), _dtype(model)))
             except Exception as error:  # whatever a foreign forward may raise
-                failures.append(f"{list(shape)} on {where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+                failures.append(
+                    f"{list(shape)} on {where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                )
             if _device(model).type == "meta":
                 break
     raise ProbeError("; ".join(failures) or "no input shape could be guessed")
@@ -87,9 +102,9 @@ def candidate_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     if isinstance(first, nn.Linear):
         yield 2, first.in_features
     channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
-    config = getattr(model, "pretrained_cfg", None) or {}
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     sizes: list[Any] = [getattr(getattr(model, "patch_embed", None), "img_size", None)]
-    sizes += [config.get(name)[-2:] for name in ("input_size", "min_input_size") if config.get(name)]
+    sizes += [config[name][-2:] for name in ("input_size", "min_input_size") if config.get(name)]
     sizes += [(224, 224), (64, 64), (32, 32), (28, 28)]
     for size in dict.fromkeys(tuple(s) if not isinstance(s, int) else (s, s) for s in sizes if s is not None):
         yield (2, channels, *size)
@@ -149,7 +164,7 @@ class _Watch(TorchFunctionMode):
         flow = None if self.opaque else after(func, operands, self.stack[-1] if self.stack else "", self.seen.findings)
         result = func(*args, **kwargs)
         if flow is not None and isinstance(result, Tensor | list | tuple):
-            set_flow(result, flow)
+            set_flow(result, replace(flow, gate_layers=frozenset()) if _is_pooled(result, operands) else flow)
         return result
 
     @contextmanager
@@ -214,22 +229,28 @@ def _unrolled(values: Sequence[Any]) -> list[Any]:
 def _both(first: Flow, second: Flow) -> Flow:
     if first == second:
         return first
-    positive = None if first.positive_by is None or second.positive_by is None else first.positive_by | second.positive_by
+    positive = (
+        None if first.positive_by is None or second.positive_by is None else first.positive_by | second.positive_by
+    )
     return Flow(
         sources=first.sources | second.sources,
         positive_by=positive,
         from_input=first.from_input or second.from_input,
-        depth=max(first.depth, second.depth),
+        behind=first.behind | second.behind,
         norm=first.norm if first.norm == second.norm else None,
     )
 
 
-def _is_one_pixel(x: Tensor) -> bool:
-    return x.dim() == 2 or (x.dim() == 4 and x.shape[-2:] == (1, 1))
+def _is_one_pixel(x: Any) -> bool:
+    return isinstance(x, Tensor) and (x.dim() == 2 or (x.dim() == 4 and x.shape[-2:] == (1, 1)))
+
+
+def _is_pooled(result: Any, operands: list[Any]) -> bool:
+    """Whether an operation took an image to one pixel."""
+    largest = max((v.numel() for v in operands if isinstance(v, Tensor)), default=0)
+    return _is_one_pixel(result) and result.numel() < largest
 
 
 def _macs(layer: nn.Module, output: Tensor) -> int:
     weight = cast(Tensor, layer.weight)
-    if isinstance(layer, nn.Embedding):
-        return 0
-    return output[:1].numel() * weight[0].numel()
+    return 0 if isinstance(layer, nn.Embedding) else output.numel() * weight[0].numel()

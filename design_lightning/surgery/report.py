@@ -97,7 +97,12 @@ class BinarizationReport:
     def to_json(self) -> str:
         """Rows, totals and notes as JSON."""
         return json.dumps(
-            {"rows": [dataclasses.asdict(row) for row in self.rows], "totals": self.totals(), "notes": list(self.notes)}, indent=2
+            {
+                "rows": [dataclasses.asdict(row) for row in self.rows],
+                "totals": self.totals(),
+                "notes": list(self.notes),
+            },
+            indent=2,
         )
 
     def table(self) -> "RenderableType":
@@ -116,8 +121,12 @@ class BinarizationReport:
             style = "green" if row.is_binary else "cyan" if row.rule == "companion" else "dim"
             after = "=" if row.after == row.before else row.after
             why = f"{row.rule}: {row.reason}" if row.reason else row.rule
-            table.add_row(row.name, row.before, after, why, f"{row.parameters:,}" if row.parameters else "", style=style)
-        return Group(table, Text(""), Text(self.summary()), *(Text(f"note: {note}", style="yellow") for note in self.notes))
+            table.add_row(
+                row.name, row.before, after, why, f"{row.parameters:,}" if row.parameters else "", style=style
+            )
+        return Group(
+            table, Text(""), Text(self.summary()), *(Text(f"note: {note}", style="yellow") for note in self.notes)
+        )
 
     def summary(self) -> str:
         """The totals in two lines."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import timm.layers as timm_layers
 from timm.models import FeatureDictNet, FeatureHookNet, FeatureListNet
@@ -47,7 +48,7 @@ def _classifier(model: nn.Module, order: list[str]) -> list[str]:
         return []
     if not hasattr(model, "get_classifier"):
         return order[-1:]
-    heads = model.get_classifier()
+    heads: Any = cast(Any, model).get_classifier()
     heads = heads if isinstance(heads, tuple | list) else (heads,)
     inside = {id(module) for head in heads if isinstance(head, nn.Module) for module in head.modules()}
     return [name for name, module in model.named_modules() if id(module) in inside and is_weight_layer(module)]
@@ -68,7 +69,7 @@ def _last(name: str, layer: nn.Module, facts: Facts) -> str | None:
 def _depthwise(name: str, layer: nn.Module, facts: Facts) -> str | None:
     groups = getattr(layer, "groups", 1)
     if groups > 1 and groups == getattr(layer, "in_channels", None):
-        return f"depthwise: {groups} groups of one channel"
+        return f"{groups} groups of one channel"
     return None
 
 

@@ -1,7 +1,5 @@
 """Stages of a whole network: what is binary is a flag of its layers, not another network."""
 
-from typing import cast
-
 from torch import nn
 
 from design_lightning.binary import BinaryLayer, Stage
@@ -9,7 +7,7 @@ from design_lightning.binary import BinaryLayer, Stage
 
 def binary_layers(model: nn.Module) -> dict[str, BinaryLayer]:
     """The binary layers of a model by name, in the order of the module tree."""
-    return {name: cast(BinaryLayer, m) for name, m in model.named_modules() if isinstance(m, BinaryLayer)}
+    return {name: m for name, m in model.named_modules() if isinstance(m, BinaryLayer)}
 
 
 def set_stage_(model: nn.Module, stage: Stage) -> None:

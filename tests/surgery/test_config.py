@@ -1,0 +1,66 @@
+"""`BinaryConfig`: a value that checks itself, prints as YAML and comes back from it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import design_lightning as dl
+
+
+def test_yaml_and_dict_round_trips() -> None:
+    config = dl.BinaryConfig(
+        kernel="3x3_symmetric_v1", weight="recu", skip=["first"], overrides={"layer4.*": {"weight": "sign"}, "fc": None}
+    )
+    assert dl.BinaryConfig.from_yaml(config.to_yaml()) == config
+    assert dl.BinaryConfig.from_dict(config.to_dict()) == config
+    assert config.to_dict()["format_version"] == 1
+
+
+def test_is_immutable_and_default_is_the_paper_kernel() -> None:
+    config = dl.BinaryConfig()
+    assert config.threshold_kernel() == dl.ThresholdKernel.named("2x2_v1")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.kernel = "2x2_v2"  # type: ignore[misc]
+
+
+def test_kernel_file_is_read_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.json"
+    dl.ThresholdKernel([[0.25, 0.5]], name="mine").to_json(path)
+    config = dl.BinaryConfig(kernel=str(path))
+    path.unlink()
+    assert dl.BinaryConfig.from_dict(config.to_dict()).threshold_kernel().levels == (((0.25, 0.5),),)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"activation": "desing"}, "unknown activation 'desing': did you mean 'design'"),
+        ({"kernel": "2x2_v3"}, "unknown kernel '2x2_v3': did you mean '2x2_v"),
+        ({"kernel": None}, "needs a kernel"),
+        ({"estimator": "aprox_sign"}, "did you mean 'approx_sign'"),
+        ({"weight": "xnr"}, "did you mean 'xnor'"),
+        ({"padding_value": 2}, "unknown padding_value 2: use one of 0, 1, -1, replicate"),
+        ({"companion": "relu"}, "unknown companion 'relu'"),
+        ({"policy": "strict"}, "unknown policy 'strict'"),
+        ({"stage": "all"}, "unknown stage 'all'"),
+        ({"skip": ["frist"]}, "unknown skip rule 'frist': did you mean 'first'"),
+        (
+            {"overrides": {"fc": {"wieght": "sign"}}},
+            "override 'fc' sets 'wieght', which is no field of a layer: did you mean 'weight'",
+        ),
+        ({"overrides": {"fc": {"weight": "sing"}}}, "override 'fc': unknown weight binarizer 'sing'"),
+        ({"kernel": "missing.json"}, "'missing.json' does not exist"),
+    ],
+)
+def test_errors_name_the_value_and_the_nearest(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        dl.BinaryConfig(**fields)
+
+
+def test_unknown_field_and_newer_format() -> None:
+    with pytest.raises(ValueError, match="unknown field 'kernal' of BinaryConfig: did you mean 'kernel'"):
+        dl.BinaryConfig.from_dict({"kernal": "2x2_v1"})
+    with pytest.raises(ValueError, match="format version 2"):
+        dl.BinaryConfig.from_dict({"format_version": 2})
