@@ -31,6 +31,7 @@ from design_lightning.surgery.float_layers import binary_twin, in_channels, is_w
 from design_lightning.surgery.probe import LayerCall, Probe, ProbeError, probe
 from design_lightning.surgery.report import BinarizationReport, Row
 from design_lightning.surgery.rules import Facts, find_rule
+from design_lightning.surgery.shortcuts import RealShortcut, shortcut_place
 
 
 def binarize_(
@@ -62,6 +63,8 @@ def binarize_(
     plan.check_binarizers()
     report = plan.report()
     _swap(model, plan.replacements)
+    for name, norm in plan.shortcuts.items():
+        RealShortcut().attach(model.get_submodule(name), model.get_submodule(norm))
     return report
 
 
@@ -101,6 +104,7 @@ class _Plan:
     notes: list[str] = field(default_factory=list)
     replacements: dict[nn.Module, nn.Module] = field(default_factory=dict)
     binary: dict[str, BinaryConfig] = field(default_factory=dict)
+    shortcuts: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, BinaryLayer) or is_weight_layer(self.model):
@@ -206,7 +210,13 @@ class _Plan:
             raise ValueError(f"{name}: {error}") from error
         self.replacements[layer] = binary
         self.binary[name] = config
-        self.rows[name] = self._row(name, layer, type(binary).__name__, "binary", _in_words(config))
+        words = _in_words(config)
+        if config.shortcut == "bireal" and isinstance(layer, nn.Conv2d):
+            norm, shortcut_in_words = shortcut_place(name, self.probe)
+            words += f", {shortcut_in_words}"
+            if norm is not None:
+                self.shortcuts[name] = norm
+        self.rows[name] = self._row(name, layer, type(binary).__name__, "binary", words)
 
     def _activation(self, name: str, layer: nn.Module, config: BinaryConfig) -> BinaryActivation | None:
         if config.activation is None:

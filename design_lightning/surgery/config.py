@@ -20,6 +20,7 @@ from design_lightning.kernels import Alignment, ThresholdKernel
 FORMAT_VERSION = 1
 
 Policy = Literal["conservative", "everything"]
+Shortcut = Literal["none", "bireal"]
 SkipRule = Literal["first", "last", "depthwise", "gate", "downsample"]
 
 POLICIES: dict[str, tuple[SkipRule, ...]] = {
@@ -50,6 +51,8 @@ class BinaryConfig:
         padding_value: what pads a binary input: 0, 1, -1 or `replicate`.
         companion: what replaces the float activations whose output reaches a binarizer: `hardtanh`, `prelu`, `rprelu`,
             `identity`, or `keep`.
+        shortcut: `bireal` adds a layer's real-valued input behind the norm that follows it, around every binary convolution
+            that has none of its own and keeps its input's shape.
         policy: a named choice of what stays float: `conservative`, or `everything` for all that can be binary.
         skip: the rules themselves, in place of the policy's: any of `first`, `last`, `depthwise`, `gate`, `downsample`.
         overrides: other values of these fields for the layers whose name matches a pattern (a name, a glob, or `re:` and a
@@ -78,6 +81,7 @@ class BinaryConfig:
     weight_args: dict[str, Any] = field(default_factory=dict)
     padding_value: PaddingValue = 0
     companion: CompanionName = "hardtanh"
+    shortcut: Shortcut = "none"
     policy: Policy = "conservative"
     skip: list[SkipRule] | None = None
     overrides: dict[str, dict[str, Any] | None] = field(default_factory=dict)
@@ -181,6 +185,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "align": get_args(Alignment),
     "padding_value": get_args(PaddingValue),
     "companion": get_args(CompanionName),
+    "shortcut": get_args(Shortcut),
     "policy": get_args(Policy),
     "stage": get_args(Stage),
 }

@@ -43,10 +43,21 @@ class Flow:
 
 @dataclass
 class Findings:
-    """What the operations of a forward revealed about layers."""
+    """What the operations of a forward revealed about layers.
+
+    Args:
+        gates: layers whose output weighs a stream.
+        shortcuts: layers that are the projection of a shortcut.
+        with_shortcut: layers whose own input is added to what they give, behind their norm.
+        norms: from a layer to the norm that follows it, and the shape of that norm's input.
+        inputs: from a layer to the tensor that it read.
+    """
 
     gates: set[str] = field(default_factory=set)
     shortcuts: set[str] = field(default_factory=set)
+    with_shortcut: set[str] = field(default_factory=set)
+    norms: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
 
 
 def flow_of(value: Any) -> Flow | None:
@@ -113,13 +124,16 @@ def after(function: Any, operands: Sequence[Any], inside: str, findings: Finding
     if function in _MIXERS:
         return Flow(behind=frozenset().union(*(f.behind for f in flows)))
     if function in _NORMS:
+        if flows[0].layer and flows[0].norm is None:
+            findings.norms[flows[0].layer] = (inside, tuple(operands[0].shape))
         return replace(flows[0], positive_by=None, norm=inside, is_gate=False)
     if function in GATE_FUNCTIONS:
         return after_gate(flows[0])
     if function in ACTIVATION_FUNCTIONS:
         return after_activation(flows[0], f"a function in {inside or 'the model'}", function in ONE_SIDED_FUNCTIONS)
     if function in _JOINS:
-        _note_shortcut(flows, findings)
+        _note_projection(flows, findings)
+        _note_shortcut(operands, findings)
     joined = flows[0] if len(flows) == 1 else _join(flows)
     if function in _SUBTRACTIONS or (function in _ADDITIONS and not _all_known_positive(operands)):
         joined = replace(joined, positive_by=None)
@@ -185,10 +199,22 @@ def _after_product(operands: Sequence[Any], findings: Findings) -> Flow:
     return Flow(positive_by=positive, behind=first_flow.behind | second_flow.behind)
 
 
-def _note_shortcut(flows: Sequence[Flow], findings: Findings) -> None:
+def _note_projection(flows: Sequence[Flow], findings: Findings) -> None:
     """Where the outputs of two parallel ways are added, a way of one layer beside a longer one is a shortcut's projection."""
     if len(flows) != 2:
         return
     for short, long in (flows, flows[::-1]):
         if short.layer and len(short.behind - long.behind) == 1 and len(long.behind - short.behind) > 1:
             findings.shortcuts.add(short.layer)
+
+
+def _note_shortcut(operands: Sequence[Any], findings: Findings) -> None:
+    """Where the very tensor that a layer read is added to what became of its output."""
+    tensors = [(value, flow_of(value)) for value in operands if isinstance(value, Tensor)]
+    for value, flow in tensors:
+        if (
+            flow
+            and flow.layer
+            and any(other is findings.inputs.get(flow.layer) for other, _ in tensors if other is not value)
+        ):
+            findings.with_shortcut.add(flow.layer)

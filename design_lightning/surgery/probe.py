@@ -133,6 +133,7 @@ def _watched_forward(model: nn.Module, x: Tensor) -> Probe:
     set_flow(x, Flow(from_input=True))
     with _eval_mode(model), watch.hooks(), torch.no_grad(), watch:
         model(x)
+    watch.seen.findings.inputs.clear()
     return watch.seen
 
 
@@ -190,6 +191,7 @@ class _Watch(TorchFunctionMode):
             if isinstance(x, Tensor) and is_weight_layer(module):
                 call = self.seen.layers.setdefault(name, LayerCall(flow_of(x) or Flow(), tuple(x.shape)))
                 call.input_shape = tuple(x.shape)
+                self.seen.findings.inputs[name] = x
                 # A layer that is called twice answers for both of its inputs.
                 call.flow = _both(call.flow, flow_of(x) or Flow())
             self._inputs.append(flow_of(x))

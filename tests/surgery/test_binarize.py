@@ -431,3 +431,55 @@ def test_resnet152_allocates_no_second_copy_of_the_weights() -> None:
     dl.binarize_(model)
     new = [p for p in model.parameters() if p.untyped_storage().data_ptr() not in storages]
     assert sum(p.numel() for p in new) == 0
+
+
+def test_bireal_shortcut_adds_the_real_input_behind_the_norm() -> None:
+    block = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+    ).eval()
+    plain = copy.deepcopy(block)
+    report = dl.binarize_(block, dl.BinaryConfig(shortcut="bireal"), example_input=(1, 3, 8, 8))
+    dl.binarize_(plain, example_input=(1, 3, 8, 8))
+    assert report.rows[1].reason.endswith(", shortcut")
+    x = torch.randn(2, 3, 8, 8)
+    stream = plain[0](x)
+    for model in (block, copy.deepcopy(block)):
+        assert torch.equal(model(x), plain[3](plain[2](plain[1](stream)) + stream))
+    assert block.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "regnety_002", "vgg11_bn"])
+def test_bireal_shortcuts_where_shapes_allow(name: str) -> None:
+    model = make(name)
+    report = dl.binarize_(model, dl.BinaryConfig(shortcut="bireal", companion="rprelu"))
+    reasons = {row.name: row.reason for row in report.binary}
+    assert any(reason.endswith(", shortcut") for reason in reasons.values())
+    if name == "resnet18":
+        assert reasons["layer2.0.conv1"].endswith("no shortcut: [64, 56, 56] becomes [128, 28, 28]")
+        assert sum(reason.endswith(", shortcut") for reason in reasons.values()) == 13
+    x = torch.randn(2, 3, 64, 64)
+    y = model(x)
+    y.sum().backward()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    model.eval()
+    assert torch.allclose(compiled(x), model(x), atol=1e-5)
+
+
+def test_shortcut_that_is_there_is_not_added_again() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv, self.norm, self.act = (
+                nn.Conv2d(3, 8, 3),
+                nn.Conv2d(8, 8, 3, padding=1),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+            )
+            self.head = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(self.act(self.norm(self.conv(x)) + x))
+
+    report = dl.binarize_(Residual(), dl.BinaryConfig(shortcut="bireal"), example_input=(1, 3, 8, 8))
+    assert report.binary[0].reason.endswith("has a shortcut of its own")
