@@ -1,6 +1,7 @@
 """`BinaryConfig`: everything that decides how a network is binarized, as one immutable value."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +107,11 @@ class BinaryConfig:
             self._check_override(pattern, override)
 
     def _check_override(self, pattern: str, override: Mapping[str, Any] | None) -> None:
+        if pattern.startswith("re:"):
+            try:
+                re.compile(pattern[3:])
+            except re.error as error:
+                raise ValueError(f"override {pattern!r} is no regular expression: {error}") from error
         known = {f.name for f in dataclasses.fields(self)} - {"policy", "overrides", "stage"}
         for name in override or ():
             if name not in known:

@@ -29,6 +29,7 @@ class Flow:
         gate_layers: the layers that made it, should it turn out to be a gate: the last, and those before it that saw one pixel.
         is_gate: whether it left a sigmoid or a softmax.
         norm: the one norm that it comes from, with only activations, pools and reshapes between, if there is one.
+        activation: the one activation that it comes from, with only pools and reshapes between, if there is one.
     """
 
     sources: frozenset[str] = frozenset()
@@ -39,6 +40,7 @@ class Flow:
     gate_layers: frozenset[str] = frozenset()
     is_gate: bool = False
     norm: str | None = None
+    activation: str | None = None
 
 
 @dataclass
@@ -126,7 +128,7 @@ def after(function: Any, operands: Sequence[Any], inside: str, findings: Finding
     if function in _NORMS:
         if flows[0].layer and flows[0].norm is None:
             findings.norms[flows[0].layer] = (inside, tuple(operands[0].shape))
-        return replace(flows[0], positive_by=None, norm=inside, is_gate=False)
+        return replace(flows[0], positive_by=None, norm=inside, activation=None, is_gate=False)
     if function in GATE_FUNCTIONS:
         return after_gate(flows[0])
     if function in ACTIVATION_FUNCTIONS:
@@ -137,18 +139,22 @@ def after(function: Any, operands: Sequence[Any], inside: str, findings: Finding
     joined = flows[0] if len(flows) == 1 else _join(flows)
     if function in _SUBTRACTIONS or (function in _ADDITIONS and not _all_known_positive(operands)):
         joined = replace(joined, positive_by=None)
-    return replace(joined, norm=None, layer=None) if function in _ADDITIONS or function in _SUBTRACTIONS else joined
+    if function in _ADDITIONS or function in _SUBTRACTIONS:
+        return replace(joined, norm=None, layer=None, activation=None)
+    return joined
 
 
 def after_activation(flow: Flow, name: str, one_sided: bool) -> Flow:
     """Behind a float activation: it is the only source now."""
     positive = frozenset({name}) if one_sided else None
-    return replace(flow, sources=frozenset({name}), positive_by=positive, layer=None, is_gate=False)
+    return replace(flow, sources=frozenset({name}), positive_by=positive, layer=None, is_gate=False, activation=name)
 
 
 def after_gate(flow: Flow) -> Flow:
     """Behind a sigmoid or softmax: a gate, which carries no stream."""
-    return replace(flow, sources=frozenset(), positive_by=frozenset(), layer=None, is_gate=True, norm=None)
+    return replace(
+        flow, sources=frozenset(), positive_by=frozenset(), layer=None, is_gate=True, norm=None, activation=None
+    )
 
 
 def after_layer(flow: Flow | None, name: str, sees_one_pixel: bool) -> Flow:
@@ -185,7 +191,8 @@ def _after_product(operands: Sequence[Any], findings: Findings) -> Flow:
         value, flow = known[0]
         factor_is_positive = all(v >= 0 for v in operands if isinstance(v, int | float))
         has_other_tensor = any(isinstance(v, Tensor) and v is not value for v in operands)
-        return flow if factor_is_positive and not has_other_tensor else replace(flow, positive_by=None)
+        kept = flow if factor_is_positive and not has_other_tensor else replace(flow, positive_by=None)
+        return replace(kept, activation=None)
     (first, first_flow), (second, second_flow) = known[:2]
     for gate, stream in ((first_flow, second_flow), (second_flow, first_flow)):
         if gate.is_gate and not stream.is_gate and not gate.gate_layers & stream.gate_layers:

@@ -51,6 +51,7 @@ def test_kernel_file_is_read_at_once(tmp_path: Path) -> None:
             "override 'fc' sets 'wieght', which is no field of a layer: did you mean 'weight'",
         ),
         ({"overrides": {"fc": {"weight": "sing"}}}, "override 'fc': unknown weight binarizer 'sing'"),
+        ({"overrides": {"re:conv(": None}}, "override 're:conv\\(' is no regular expression"),
         ({"kernel": "missing.json"}, "'missing.json' does not exist"),
     ],
 )

@@ -1,0 +1,97 @@
+"""The plan of one surgery: what is known of the model, and every decision, before anything is changed."""
+
+import fnmatch
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from design_lightning._names import did_you_mean
+from design_lightning.binary import BinaryLayer
+from design_lightning.surgery.config import BinaryConfig
+from design_lightning.surgery.float_activations import ACTIVATION_MODULES
+from design_lightning.surgery.float_layers import is_weight_layer
+from design_lightning.surgery.probe import LayerCall, Probe, ProbeError, probe
+from design_lightning.surgery.report import BinarizationReport, Row
+from design_lightning.surgery.rules import Facts
+
+
+@dataclass
+class Plan:
+    """The decisions about one model, made before anything is changed."""
+
+    model: nn.Module
+    config: BinaryConfig
+    example_input: Tensor | Sequence[int] | None
+    probe: Probe | None = None
+    rows: dict[str, Row] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    replacements: dict[nn.Module, nn.Module] = field(default_factory=dict)
+    binary: dict[str, BinaryConfig] = field(default_factory=dict)
+    shortcuts: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, BinaryLayer) or is_weight_layer(self.model):
+            raise ValueError(
+                f"{type(self.model).__name__} is a layer itself; use its binary twin's from_float, or pass its parent"
+            )
+        self.modules = dict(self.model.named_modules())
+        try:
+            self.probe = probe(self.model, self.example_input)
+        except ProbeError as error:
+            if self.example_input is not None:
+                raise ValueError(f"the model's forward fails on the example input: {error}") from error
+            self.note(
+                f"no probing forward went through ({error}); rules went by the order of modules, and every float activation was "
+                "taken to reach a binarizer. Pass example_input."
+            )
+        self.facts = Facts.of(self.model, self.probe)
+        self._check_patterns()
+
+    def note(self, text: str) -> None:
+        """Adds to the report's notes, and warns."""
+        self.notes.append(text)
+        warnings.warn(text, stacklevel=5)
+
+    def _check_patterns(self) -> None:
+        known = [n for n, m in self.modules.items() if is_weight_layer(m) or isinstance(m, ACTIVATION_MODULES)]
+        for pattern in self.config.overrides:
+            if not any(_matches(pattern, name) for name in known):
+                raise ValueError(
+                    f"override {pattern!r} matches no layer and no activation: {did_you_mean(pattern, known)}"
+                )
+
+    def config_of(self, name: str) -> BinaryConfig | None:
+        """The configuration of one module, its overrides applied; None where the last match is null."""
+        config: BinaryConfig | None = self.config
+        for pattern, override in self.config.overrides.items():
+            if _matches(pattern, name):
+                config = None if override is None else (config or self.config).overridden(override)
+        return config
+
+    def call(self, name: str) -> LayerCall | None:
+        """What the probe saw of a layer, if it went through and the layer was called."""
+        return self.probe.layers.get(name) if self.probe else None
+
+    def report(self) -> BinarizationReport:
+        """The rows in the order of the module tree, and the totals."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        new = [p for module in self.replacements.values() for p in module.parameters()]
+        old = {id(p) for p in self.model.parameters()}
+        gone = [
+            p
+            for module, twin in self.replacements.items()
+            if not isinstance(twin, BinaryLayer)
+            for p in module.parameters()
+        ]
+        added = sum(p.numel() for p in new if id(p) not in old) - sum(p.numel() for p in gone)
+        rows = tuple(self.rows[name] for name in self.modules if name in self.rows)
+        return BinarizationReport(rows, parameters + added, 4 * parameters, tuple(self.notes))
+
+
+def _matches(pattern: str, name: str) -> bool:
+    if pattern.startswith("re:"):
+        return re.fullmatch(pattern[3:], name) is not None
+    return fnmatch.fnmatchcase(name, pattern)

@@ -1,0 +1,160 @@
+"""Which layers become binary, and the binary layer that each becomes."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from design_lightning._names import class_by_name
+from design_lightning.binary import (
+    ACTIVATIONS,
+    BinaryActivation,
+    BinaryConv2d,
+    BinaryLayer,
+    BinaryLinear,
+    DeSign,
+    RSign,
+    Sign,
+)
+from design_lightning.binary.activations import Layout
+from design_lightning.surgery.config import BinaryConfig
+from design_lightning.surgery.float_layers import binary_twin, in_channels, is_weight_layer
+from design_lightning.surgery.plan import Plan
+from design_lightning.surgery.probe import LayerCall
+from design_lightning.surgery.report import Row
+from design_lightning.surgery.rules import find_rule
+from design_lightning.surgery.shortcuts import shortcut_place
+
+
+def decide_layers(plan: Plan) -> None:
+    """Gives every layer with weights a row, and those that become binary a replacement."""
+    for name, module in plan.modules.items():
+        if is_weight_layer(module):
+            _decide_layer(plan, name, module)
+    if not plan.binary:
+        counts = {
+            rule: sum(row.rule == rule for row in plan.rows.values()) for rule in {r.rule for r in plan.rows.values()}
+        }
+        found = ", ".join(f"{count} {rule}" for rule, count in sorted(counts.items())) or "it has none"
+        raise ValueError(
+            f"no layer of {type(plan.model).__name__} would become binary ({found}); see `skip` and `overrides`"
+        )
+
+
+def _decide_layer(plan: Plan, name: str, layer: nn.Module) -> None:
+    config = plan.config_of(name)
+    twin = binary_twin(layer)
+    if config is None:
+        return _leave(plan, name, layer, "override", "an override leaves it float")
+    if twin is None:
+        return _leave(plan, name, layer, "no twin", f"{type(layer).__name__} has no binary twin")
+    if plan.probe and name not in plan.probe.layers:
+        return _leave(plan, name, layer, "not called", "forward does not call it in eval mode")
+    rule = find_rule(name, layer, plan.facts, config.skip_rules)
+    if rule:
+        return _leave(plan, name, layer, *rule)
+    return _make_binary(plan, name, layer, twin, config)
+
+
+def _leave(plan: Plan, name: str, layer: nn.Module, rule: str, reason: str) -> None:
+    plan.rows[name] = _row(plan, name, layer, type(layer).__name__, rule, reason)
+
+
+def _row(plan: Plan, name: str, layer: nn.Module, after: str, rule: str, reason: str) -> Row:
+    call = plan.call(name)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return Row(name, type(layer).__name__, after, rule, reason, weight.numel(), _macs_per_image(plan, call))
+
+
+def _macs_per_image(plan: Plan, call: LayerCall | None) -> int:
+    return call.macs // plan.probe.input_shape[0] if call and plan.probe else 0
+
+
+def _make_binary(plan: Plan, name: str, layer: nn.Module, twin: type[BinaryLayer], config: BinaryConfig) -> None:
+    try:
+        activation = _activation(plan, name, layer, config)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        if activation is not None:
+            activation.to(weight.device, weight.dtype)
+        if isinstance(layer, nn.Conv2d) and issubclass(twin, BinaryConv2d):
+            padding_value = config.padding_value if layer.padding_mode == "zeros" else 0
+            binary: BinaryLayer = twin.from_float(
+                layer, activation, config.weight, config.weight_args, padding_value, config.stage
+            )
+        else:
+            assert isinstance(layer, nn.Linear)
+            assert issubclass(twin, BinaryLinear)
+            binary = twin.from_float(layer, activation, config.weight, config.weight_args, config.stage)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    plan.replacements[layer] = binary
+    plan.binary[name] = config
+    words = _in_words(config)
+    if config.padding_value != 0 and getattr(layer, "padding_mode", "zeros") != "zeros":
+        words += f", padding stays {layer.padding_mode}"
+    if config.shortcut == "bireal" and isinstance(layer, nn.Conv2d):
+        norm, shortcut_in_words = shortcut_place(name, plan.probe)
+        words += f", {shortcut_in_words}"
+        if norm is not None:
+            plan.shortcuts[name] = norm
+    plan.rows[name] = _row(plan, name, layer, type(binary).__name__, "binary", words)
+
+
+def _activation(plan: Plan, name: str, layer: nn.Module, config: BinaryConfig) -> BinaryActivation | None:
+    if config.activation is None:
+        return None
+    channels = in_channels(layer)
+    layout: Layout = "NHWC" if isinstance(layer, nn.Linear) else "NCHW"
+    estimator: dict[str, Any] = {"estimator": config.estimator, "estimator_args": config.estimator_args}
+    if config.activation == "sign":
+        return Sign(layout, **estimator)
+    if config.activation == "rsign":
+        return RSign(channels, layout, **estimator)
+    if config.activation != "design":
+        found = class_by_name(config.activation, ACTIVATIONS, BinaryActivation, "activation")
+        make = cast(Callable[..., BinaryActivation], found)
+        return make(channels=channels, layout=layout, **estimator, **config.activation_args)
+    kernel = config.threshold_kernel()
+    kernel.tile(channels, 1, 1)  # raises where the depth does not divide the channels
+    grid, prefix_tokens = _token_grid(plan, name)
+    return DeSign(
+        kernel,
+        scale=config.scale,
+        align=config.align,
+        learn_kernel=config.learn_kernel,
+        gamma_from=_norm_before(plan, name) if config.scale_by_gamma else None,
+        grid=grid,
+        prefix_tokens=prefix_tokens,
+        layout=layout,
+        **estimator,
+    )
+
+
+def _token_grid(plan: Plan, name: str) -> tuple[tuple[int, int] | None, int]:
+    """The grid and the prefix tokens of a layer that sees all the tokens of a patch embedding."""
+    call = plan.call(name)
+    grid = getattr(getattr(plan.model, "patch_embed", None), "grid_size", None)
+    if call is None or len(call.input_shape) != 3 or grid is None:
+        return None, 0
+    prefix = call.input_shape[1] - grid[0] * grid[1]
+    return ((grid[0], grid[1]), prefix) if prefix == getattr(plan.model, "num_prefix_tokens", 0) else (None, 0)
+
+
+def _norm_before(plan: Plan, name: str) -> nn.Module:
+    call = plan.call(name)
+    norm = plan.modules.get(call.flow.norm) if call and call.flow.norm else None
+    if norm is None:
+        raise ValueError(
+            "scale_by_gamma needs one norm that feeds this layer alone, and it has none or several; "
+            f"set it by an override, as in overrides: {{'{name}': {{scale_by_gamma: false}}}}"
+        )
+    return norm
+
+
+def _in_words(config: BinaryConfig) -> str:
+    if config.activation is None:
+        return f"weights {config.weight}, input float"
+    kernel = f" {config.threshold_kernel().name}" if config.activation == "design" else ""
+    return f"input {config.activation}{kernel}, weights {config.weight}"
