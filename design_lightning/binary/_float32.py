@@ -5,7 +5,7 @@ Thresholds are compared in float32 in every precision, so rounding them to bfloa
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,14 @@ class Float32State(nn.Module):
     float32_state: ClassVar[tuple[str, ...]] = ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        kept: dict[str, Any] = {name: getattr(self, name).detach() for name in self.float32_state}
+        kept: dict[str, Tensor] = {name: getattr(self, name) for name in self.float32_state}
+        values = {name: tensor.detach() for name, tensor in kept.items()}
+        gradients = {name: tensor.grad.detach() for name, tensor in kept.items() if tensor.grad is not None}
         super()._apply(fn, recurse)
-        for name, before in kept.items():
-            after = getattr(self, name)
+        for name, before in values.items():
+            after: Tensor = getattr(self, name)
             if after.dtype != torch.float32:
                 after.data = before.to(after.device)
+                if name in gradients:
+                    after.grad = gradients[name].to(after.device)
         return self

@@ -10,12 +10,12 @@ A layer has a stage, a plain attribute that travels in its state dict:
     both         binary input, binary weights
 """
 
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, ClassVar, Literal, Self, cast, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from design_lightning.binary.activations import BinaryActivation
+from design_lightning.binary.activations import BinaryActivation, Layout
 from design_lightning.binary.weights import WeightBinarizer, make_weight_binarizer
 
 Stage = Literal["float", "activations", "both"]
@@ -29,6 +29,7 @@ class BinaryLayer(nn.Module):
     activation: BinaryActivation | None
     weight_binarizer: WeightBinarizer
     stage: Stage
+    layout: ClassVar[Layout]
 
     def _make_binary(
         self,
@@ -37,6 +38,11 @@ class BinaryLayer(nn.Module):
         weight_args: dict[str, Any] | None,
         stage: Stage,
     ) -> None:
+        if activation is not None and activation.layout != self.layout:
+            axis = "first" if self.layout == "NCHW" else "last"
+            raise ValueError(
+                f"a {type(self).__name__} has its channels {axis}: give {type(activation).__name__} layout={self.layout!r}"
+            )
         self.activation = activation
         if isinstance(weight, WeightBinarizer):
             self.weight_binarizer = weight
@@ -103,7 +109,8 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         stage: see the module's text.
 
     Raises:
-        ValueError: if a name is unknown, or `padding_value` is given together with a `padding_mode`.
+        ValueError: if a name is unknown, the activation takes its channels from the wrong axis, or `padding_value` is
+            given together with a `padding_mode`.
 
     >>> import torch
     >>> from design_lightning.binary import DeSign
@@ -112,6 +119,7 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
     False
     """
 
+    layout: ClassVar[Layout] = "NCHW"
     padding_value: PaddingValue
 
     def __init__(
@@ -215,6 +223,8 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         ValueError: if a name is unknown, or the activation takes its channels from the wrong axis.
     """
 
+    layout: ClassVar[Layout] = "NHWC"
+
     def __init__(
         self,
         in_features: int,
@@ -242,17 +252,6 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         layer = cls._adopt(linear)
         layer._make_binary(activation, weight, weight_args, stage)
         return layer
-
-    def _make_binary(
-        self,
-        activation: BinaryActivation | None,
-        weight: str | WeightBinarizer,
-        weight_args: dict[str, Any] | None,
-        stage: Stage,
-    ) -> None:
-        if activation is not None and activation.layout != "NHWC":
-            raise ValueError(f"a linear layer has its channels last: give {type(activation).__name__} layout='NHWC'")
-        super()._make_binary(activation, weight, weight_args, stage)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return F.linear(self.stage_input(x), self.stage_weight(), self.bias)

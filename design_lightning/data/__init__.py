@@ -1,4 +1,4 @@
-"""Lightning data modules: image folders, CIFAR, STL-10, Fashion-MNIST (with an embedded subset) and Hugging Face data sets."""
+"""Lightning data modules: image folders, CIFAR, STL-10, Fashion-MNIST (a subset is embedded), Hugging Face data sets."""
 
 from typing import TYPE_CHECKING
 

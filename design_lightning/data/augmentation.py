@@ -1,4 +1,4 @@
-"""How an image becomes an input: timm's transforms on Pillow images, and the same flip and crop on whole batches of bytes."""
+"""How an image becomes an input: timm's transforms on Pillow images, or a crop and flip on whole batches of bytes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +9,16 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+INTERPOLATIONS = ("bilinear", "bicubic", "random")
+
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The transform options of `ImageData`, which documents them."""
+    """The transform options of `ImageData`, which documents them.
+
+    Raises:
+        ValueError: if an option is out of range; names it.
+    """
 
     image_size: int
     mean: tuple[float, ...]
@@ -26,6 +32,17 @@ class Augmentation:
     re_prob: float
     crop_pct: float | None
     interpolation: str
+
+    def __post_init__(self) -> None:
+        if self.padding is not None and self.padding < 0:
+            raise ValueError(f"padding={self.padding} must be at least 0, or null for a random resized crop")
+        for name, probability in (("hflip", self.hflip), ("re_prob", self.re_prob)):
+            if not 0 <= probability <= 1:
+                raise ValueError(f"{name}={probability} is a probability: it must be in 0..1")
+        if self.crop_pct is not None and not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct={self.crop_pct} must be above 0 and at most 1, or null for timm's 0.875")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation={self.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}")
 
     @property
     def trains_on_bytes(self) -> bool:

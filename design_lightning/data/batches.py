@@ -1,7 +1,7 @@
 """Datasets that answer a list of indices with a whole batch; the loaders of `ImageData` read these.
 
-torch's `DataLoader` hands all indices of a batch to `__getitems__` where there is one. What that returns is already the batch, so
-these go with `collate_fn=as_is`.
+torch's `DataLoader` hands all indices of a batch to `__getitems__` where there is one. What that returns is already the
+batch, so these go with `collate_fn=as_is`.
 """
 
 from collections.abc import Callable, Sequence

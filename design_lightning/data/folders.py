@@ -72,7 +72,9 @@ def labelled_images(folder: Path, class_names: Sequence[str]) -> FileSamples:
             for what, names in (("lacks", set(class_names) - set(found)), ("also has", set(found) - set(class_names)))
             if names
         ]
-        raise ValueError(f"the class folders of {str(folder)!r} differ from the {len(class_names)} classes: it {'; it '.join(differences)}")
+        raise ValueError(
+            f"the class folders of {str(folder)!r} differ from the {len(class_names)} classes: it {'; it '.join(differences)}"
+        )
     paths, labels = [], []
     for label, name in enumerate(class_names):
         images = images_below(folder / name)

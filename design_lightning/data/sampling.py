@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 IGNORE_LABEL = -100
 """The label of padding: a model leaves samples with a negative label out of its loss and metrics."""
@@ -13,9 +13,9 @@ IGNORE_LABEL = -100
 class PaddedEvalSampler(DistributedSampler):
     """Deals samples to processes, each sample once, the same number to each.
 
-    Lightning's sampler evens out the processes by repeating samples, which then count twice in the metrics. To deal uneven numbers
-    instead would hang: DDP broadcasts buffers in every forward. This one deals indices past the end of the dataset, which
-    `PaddedBatches` answers with `IGNORE_LABEL`.
+    Lightning's sampler evens out the processes by repeating samples, which then count twice in the metrics. To deal
+    uneven numbers instead would hang: DDP broadcasts buffers in every forward. This one deals indices past the end of
+    the dataset, which `PaddedBatches` answers with `IGNORE_LABEL`.
 
     Args:
         dataset: of N samples.
@@ -23,14 +23,16 @@ class PaddedEvalSampler(DistributedSampler):
         rank: of this process.
     """
 
-    def __init__(self, dataset: Sequence, num_replicas: int, rank: int) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False, drop_last=False)  # type: ignore[arg-type]
+    def __init__(self, dataset: Dataset, num_replicas: int, rank: int) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False, drop_last=False)
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.rank, self.total_size, self.num_replicas))
 
 
-def stratified_split(labels: Tensor, val_size: int | float, seed: int, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
+def stratified_split(
+    labels: Tensor, val_size: int | float, seed: int, class_names: Sequence[str]
+) -> tuple[Tensor, Tensor]:
     """Splits so that every class has the share in the validation part that it has in the whole.
 
     Args:

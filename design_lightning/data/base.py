@@ -1,0 +1,273 @@
+"""The data module that every data set here extends: splits, transforms and loaders."""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import TypeGuard
+
+import torch
+from lightning.pytorch import LightningDataModule
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler
+
+from design_lightning.data.augmentation import Augmentation
+from design_lightning.data.batches import Batches, NamedBatches, PaddedBatches, TensorBatches, TransformedBatches, as_is
+from design_lightning.data.folders import unlabelled_images
+from design_lightning.data.samples import Samples, TensorSamples
+from design_lightning.data.sampling import PaddedEvalSampler, stratified_split
+
+SPLITS = ("train", "val", "test")
+
+
+class ImageData(LightningDataModule, ABC):
+    """Loaders for image classification; subclasses say where the images are.
+
+    Training, validation and test batches are `(images, labels)`: float32 `[B, C, H, W]`, normalized, and int64 `[B]`.
+    Prediction batches are `(images, names)`, the names a list of B paths (`val/000123` where the images are not files).
+    With several processes the evaluation loaders pad the last batches by samples labelled -100 (`IGNORE_LABEL`), so
+    that each process has equally many; a model that masks negative labels counts every image once.
+
+    Training order is drawn from `seed` and the epoch that Lightning sets. Augmentation in workers is seeded by `seed`;
+    in the main process (`num_workers=0`) crops and flips of bytes are too, and timm's transforms draw from the global
+    generators.
+
+    Images held in memory that need only a padded crop and a flip are augmented a batch at a time, several times faster
+    than timm's transforms, which do everything else.
+
+    Args:
+        batch_size: images a batch, in each process.
+        num_workers: processes that load images, for each training process and loader; 0 loads in the training process.
+        image_size: height and width of the model's input, in pixels.
+        padding: crop `image_size` pixels at random out of the image padded by this many black pixels on each side
+            (CIFAR's way); null crops and resizes a random part (`scale`, `ratio`: ImageNet's way).
+        scale: range of the area of the random part, as a fraction of the image.
+        ratio: range of the aspect ratio of the random part.
+        hflip: probability that a training image is flipped left to right.
+        color_jitter: strength of timm's random brightness, contrast and saturation; 0 for none. timm leaves it out
+            where `auto_augment` is set.
+        auto_augment: timm's policy string, for example `rand-m9-mstd0.5` or `augmix-m3-w3`; null for none.
+        re_prob: probability of erasing a random rectangle of a training image.
+        crop_pct: for evaluation the shorter side is resized to `image_size / crop_pct` and the centre is cropped; null
+            is timm's 0.875.
+        interpolation: of every resize: `bilinear`, `bicubic`, or `random` (for training only; evaluation is bilinear
+            then).
+        mean: subtracted from pixels in 0..1, one value a channel.
+        std: the pixels are divided by it, one value a channel.
+        val_size: carve a validation split from the training images, with the same share of each class: a number of
+            images, or a fraction below 1; null uses the data set's own validation images, or its test images where it
+            has no others.
+        predict_root: `predict` reads all images below this folder; null reads the validation images.
+        seed: of the validation split, the training order and the augmentation.
+        drop_last: leave out the last training batch of an epoch if it is smaller.
+        pin_memory: load into page-locked memory; null does where there is a CUDA device.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    channels: int = 3
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        num_workers: int = 2,
+        image_size: int = 224,
+        padding: int | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        color_jitter: float = 0.4,
+        auto_augment: str | None = None,
+        re_prob: float = 0.0,
+        crop_pct: float | None = None,
+        interpolation: str = "bilinear",
+        mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+        std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+        val_size: int | float | None = None,
+        predict_root: str | None = None,
+        seed: int = 0,
+        drop_last: bool = True,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("image_size", image_size, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != self.channels:
+                raise ValueError(
+                    f"{name}={values} has {len(values)} values, where images have {self.channels} channels"
+                )
+        if val_size is not None and (val_size <= 0 or (isinstance(val_size, float) and val_size >= 1)):
+            raise ValueError(
+                f"val_size={val_size} must be a number of images (5000), a fraction between 0 and 1 (0.1), or null"
+            )
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.image_size = image_size
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.val_size = val_size
+        self.predict_root = predict_root
+        self.seed = seed
+        self.drop_last = drop_last
+        self.pin_memory = pin_memory
+        self.augmentation = Augmentation(
+            image_size,
+            self.mean,
+            self.std,
+            padding,
+            scale,
+            ratio,
+            hflip,
+            color_jitter,
+            auto_augment,
+            re_prob,
+            crop_pct,
+            interpolation,
+        )
+        self._samples: dict[str, Samples] = {}
+
+    @abstractmethod
+    def _find_class_names(self) -> tuple[str, ...]:
+        """The class names in the order of the labels, found without opening an image."""
+
+    @abstractmethod
+    def _load(self, split: str) -> Samples:
+        """The data set's own split; `val` is only asked for where `val_size` is None."""
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a class, in the order of the labels. Opens no image; raises what finding the data raises."""
+        return self._find_class_names()
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of a model's input."""
+        return self.channels, self.image_size, self.image_size
+
+    def samples(self, split: str) -> Samples:
+        """The images and labels of `train`, `val` or `test` before any transform; loaded once, then kept.
+
+        Raises:
+            FileNotFoundError: if the data set is missing; says how to get it.
+            ValueError: if there is no such split, a label is out of range, or a class has no training image.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; use {', '.join(SPLITS)}")
+        if split not in self._samples:
+            if self.val_size is not None and split != "test":
+                whole = self._checked("train", self._load("train"))
+                kept, held_out = stratified_split(whole.labels, self.val_size, self.seed, self.class_names)
+                self._samples["train"], self._samples["val"] = whole.subset(kept), whole.subset(held_out)
+            else:
+                self._samples[split] = self._checked(split, self._load(split))
+        return self._samples[split]
+
+    def _checked(self, split: str, samples: Samples) -> Samples:
+        if not len(samples):
+            raise ValueError(f"the {split} split of {type(self).__name__} has no images")
+        outside = samples.labels[(samples.labels < 0) | (samples.labels >= self.num_classes)]
+        if len(outside):
+            raise ValueError(
+                f"{len(outside)} labels of the {split} split are not in 0..{self.num_classes - 1}, for example {int(outside[0])}"
+            )
+        empty = (torch.bincount(samples.labels, minlength=self.num_classes) == 0).nonzero()[:, 0].tolist()
+        if split == "train" and empty:
+            raise ValueError(
+                f"no training image of class {', '.join(repr(self.class_names[label]) for label in empty)}"
+            )
+        return samples
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads the splits of `fit`, `validate` or `test`; the loaders load what is missing by themselves."""
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ()}
+        for split in SPLITS if stage is None else needed[stage]:
+            self.samples(split)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled and augmented.
+
+        Raises:
+            ValueError: if there would be no batch.
+        """
+        samples, (world, rank) = self.samples("train"), self._processes()
+        share = -(-len(samples) // world)
+        if self.drop_last and share < self.batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} is more than the {share} training images of a process, and drop_last leaves out "
+                "incomplete batches: choose a smaller batch_size, or drop_last=False"
+            )
+        augmentation = self.augmentation
+        batches: Batches
+        if augmentation.trains_on_bytes and self._held_as_input(samples):
+            batches = TensorBatches(
+                samples, self.mean, self.std, augmentation.padding, augmentation.hflip, self.seed + rank
+            )
+        else:
+            batches = TransformedBatches(samples, augmentation.train_transform(), self._pillow_mode)
+        sampler: Sampler = DistributedSampler(batches, world, rank, shuffle=True, seed=self.seed)
+        return self._loader(batches, sampler, rank, drop_last=self.drop_last)
+
+    def val_dataloader(self) -> DataLoader:
+        """In order."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """In order."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """In order, names in place of labels; Lightning deals the batches to the processes, and repeats none."""
+        samples = self.samples("val") if self.predict_root is None else unlabelled_images(Path(self.predict_root))
+        batches = NamedBatches(self._eval_batches(samples))
+        return self._loader(batches, SequentialSampler(batches), rank=0)
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        batches, (world, rank) = self._eval_batches(self.samples(split)), self._processes()
+        if world == 1:
+            return self._loader(batches, SequentialSampler(batches), rank)
+        padded = PaddedBatches(batches)
+        return self._loader(padded, PaddedEvalSampler(padded, world, rank), rank)
+
+    def _eval_batches(self, samples: Samples) -> Batches:
+        if self.augmentation.crop_pct == 1 and self._held_as_input(samples):
+            return TensorBatches(samples, self.mean, self.std)
+        return TransformedBatches(samples, self.augmentation.eval_transform(), self._pillow_mode)
+
+    def _loader(self, dataset: Dataset, sampler: Sampler, rank: int, drop_last: bool = False) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=as_is,
+            drop_last=drop_last,
+            pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+            generator=torch.Generator().manual_seed(self.seed + rank),
+        )
+
+    def _held_as_input(self, samples: Samples) -> TypeGuard[TensorSamples]:
+        """Whether the images are bytes in memory, of the size and channels of the input."""
+        return isinstance(samples, TensorSamples) and samples.images.shape[1:] == self.input_size
+
+    @property
+    def _pillow_mode(self) -> str:
+        return "L" if self.channels == 1 else "RGB"
+
+    def _processes(self) -> tuple[int, int]:
+        """The number of processes, and the rank of this one."""
+        if self.trainer is not None:
+            return self.trainer.world_size, self.trainer.global_rank
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_world_size(), torch.distributed.get_rank()
+        return 1, 0

@@ -1,0 +1,119 @@
+"""Learning-rate schedules that go by the share of training done, so that a recipe need not know its number of steps.
+
+Each is a torch scheduler: `scheduler: CosineDecay` in a YAML. `DesignClassifier` sets `total_steps` from the trainer and
+steps once an optimizer step. torch's own schedulers serve as well, in their own units.
+"""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, SequentialLR
+
+
+class FractionSchedule(LRScheduler):
+    """The base: the learning rate is its start times `factor(share of training done)`.
+
+    Args:
+        optimizer: whose learning rates it sets.
+        total_steps: optimizer steps of the whole schedule; the trainer's where 0.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int = 0) -> None:
+        self.total_steps = total_steps
+        super().__init__(optimizer)
+
+    def factor(self, share: float) -> float:
+        """What the starting learning rate is multiplied by, at a share of training from 0 to 1."""
+        raise NotImplementedError(f"{type(self).__name__} lacks `factor`")
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The learning rate of each group now."""
+        share = min(self.last_epoch / self.total_steps, 1.0) if self.total_steps else 0.0
+        return [base * self.factor(share) for base in self.base_lrs]
+
+    _get_closed_form_lr = get_lr
+
+
+class CosineDecay(FractionSchedule):
+    """From 1 to `final` along half a cosine. Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv:1608.03983.
+
+    Args:
+        optimizer: whose learning rates it sets.
+        final: the factor at the end.
+        total_steps: as in `FractionSchedule`.
+    """
+
+    def __init__(self, optimizer: Optimizer, final: float = 0.0, total_steps: int = 0) -> None:
+        self.final = final
+        super().__init__(optimizer, total_steps)
+
+    def factor(self, share: float) -> float:  # noqa: D102
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * share)) / 2
+
+
+class LinearDecay(FractionSchedule):
+    """From 1 to `final` along a line, as Bi-Real Net, ReActNet and AdamBNN do.
+
+    Args:
+        optimizer: whose learning rates it sets.
+        final: the factor at the end.
+        total_steps: as in `FractionSchedule`.
+    """
+
+    def __init__(self, optimizer: Optimizer, final: float = 0.0, total_steps: int = 0) -> None:
+        self.final = final
+        super().__init__(optimizer, total_steps)
+
+    def factor(self, share: float) -> float:  # noqa: D102
+        return 1 + (self.final - 1) * share
+
+
+class StepDecay(FractionSchedule):
+    """Times `gamma` at each milestone.
+
+    Args:
+        optimizer: whose learning rates it sets.
+        milestones: shares of training, such as [0.5, 0.75].
+        gamma: the factor of each step.
+        total_steps: as in `FractionSchedule`.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, total_steps: int = 0
+    ) -> None:
+        if any(not 0 < m < 1 for m in milestones):
+            raise ValueError(f"milestones {list(milestones)} must be shares of training, above 0 and below 1")
+        self.milestones = list(milestones)
+        self.gamma = gamma
+        super().__init__(optimizer, total_steps)
+
+    def factor(self, share: float) -> float:  # noqa: D102
+        return self.gamma ** sum(share >= m for m in self.milestones)
+
+
+def with_warm_up(scheduler: LRScheduler, warmup_steps: int, total_steps: int | float) -> LRScheduler:
+    """A scheduler that first rises linearly for `warmup_steps` optimizer steps: the rate of step k is (k + 1) / (steps + 1).
+
+    A `FractionSchedule` whose `total_steps` is 0 gets what is left of `total_steps` after the warm-up.
+
+    Raises:
+        ValueError: if such a schedule has no end, or the warm-up is not shorter than training.
+    """
+    if isinstance(scheduler, FractionSchedule) and not scheduler.total_steps:
+        if not math.isfinite(total_steps):
+            raise ValueError(
+                f"{type(scheduler).__name__} goes by the share of training done, but training has no end; "
+                "set trainer.max_epochs or trainer.max_steps"
+            )
+        if warmup_steps >= total_steps:
+            raise ValueError(f"{warmup_steps} steps of warm-up are not shorter than training, {int(total_steps)} steps")
+        scheduler.total_steps = int(total_steps) - warmup_steps
+    if not warmup_steps:
+        return scheduler
+    optimizer = scheduler.optimizer
+    for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] = base  # LinearLR multiplies the rate that it finds
+    rise = LinearLR(optimizer, start_factor=1 / (warmup_steps + 1), total_iters=warmup_steps)
+    return SequentialLR(optimizer, [rise, scheduler], milestones=[warmup_steps])

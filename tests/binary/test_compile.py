@@ -1,0 +1,89 @@
+"""torch.compile takes a whole binary layer in one graph, and annealing does not compile it again."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor, nn
+
+from design_lightning.binary import (
+    ACTIVATIONS,
+    ESTIMATORS,
+    WEIGHT_BINARIZERS,
+    BinaryConv2d,
+    BinaryLinear,
+    DeSign,
+    RSign,
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def gradients(module: nn.Module, call: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """The output, and the gradients of the input and of the parameters."""
+    x = x.clone().requires_grad_()
+    y = call(x)
+    return y.detach(), *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])
+
+
+def assert_compiles(module: nn.Module, x: Tensor) -> None:
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradients(module, compiled, x), gradients(module, module, x))
+
+
+@pytest.mark.parametrize("weight", WEIGHT_BINARIZERS)
+def test_a_convolution_with_every_weight_binarizer(weight: str) -> None:
+    layer = BinaryConv2d(4, 6, 3, padding=1, activation=DeSign("2x2_v1"), weight=weight, padding_value=-1)
+    assert_compiles(layer, torch.randn(2, 4, 5, 6))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_estimator(estimator: str) -> None:
+    assert_compiles(DeSign("2x2x4_baseline", learn_kernel=True, estimator=estimator), torch.randn(2, 4, 5, 6))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation(name: str) -> None:
+    arguments: dict[str, Any] = {"channels": 4} if name == "rsign" else {}
+    assert_compiles(ACTIVATIONS[name](**arguments), torch.randn(2, 4, 5, 6))
+
+
+def test_a_linear_layer_on_a_grid_of_tokens() -> None:
+    activation = DeSign("2x2_v1", grid=(2, 3), prefix_tokens=1, layout="NHWC", align="center")
+    assert_compiles(BinaryLinear(4, 6, activation=activation), torch.randn(2, 7, 4))
+
+
+def test_thresholds_that_follow_a_norm() -> None:
+    norm = nn.BatchNorm2d(4).eval()
+    norm.weight.data.uniform_(0.5, 1.5)
+    layer = BinaryConv2d(4, 6, 3, padding=1, activation=DeSign("2x2_v1", gamma_from=norm))
+    assert_compiles(nn.Sequential(norm, layer), torch.randn(2, 4, 5, 6))
+
+
+def test_annealing_does_not_compile_again() -> None:
+    activation = DeSign("2x2_v1", scale=0.0, estimator="ede")
+    layers = nn.Sequential(
+        BinaryConv2d(4, 4, 3, padding=1, activation=activation, weight="recu"),
+        BinaryConv2d(4, 4, 3, padding=1, activation=RSign(4, estimator="reste"), weight="irnet"),
+    )
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layers, fullgraph=True, backend=counter)
+    x = torch.randn(2, 4, 5, 6)
+    outputs = []
+    for step in (0.25, 0.5, 1.0):
+        for name, buffer in layers.named_buffers():
+            key = name.split(".")[-1]
+            if key in ("scale", "temperature", "tau"):
+                buffer.fill_(0.5 + step / 3 if key == "tau" else 1 + step if key == "temperature" else step)
+        result = gradients(layers, compiled, x)
+        torch.testing.assert_close(result, gradients(layers, layers, x))
+        outputs.append(result[1])
+    assert counter.frame_count == 1
+    assert not outputs[0].equal(outputs[1])  # the annealed values were not burnt into the graph
