@@ -1,0 +1,77 @@
+"""The door: `design-train COMMAND ...`.
+
+This file imports neither torch nor Lightning, so that `design-train --help` answers at once; a command's module is
+imported when the command is known.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from design_lightning._names import did_you_mean
+
+COMMANDS = {
+    "fit": ("train a network", "design_lightning.commands.lightning"),
+    "validate": ("measure a checkpoint on the validation images", "design_lightning.commands.lightning"),
+    "test": ("measure a checkpoint on the test images, class by class", "design_lightning.commands.lightning"),
+    "predict": ("write a CSV of path, label and probability for images", "design_lightning.commands.lightning"),
+    "recipes": ("list the packaged configurations", "design_lightning.commands.recipes"),
+}
+"""From a command to its line of help and the module whose `main(command, args)` runs it."""
+
+DEBUG = "DESIGN_TRAIN_DEBUG"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs one command. Errors of the user's input end the process with one line and the code 1, wrong arguments with 2."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return
+    if args[0] == "--version":
+        from design_lightning import __version__
+
+        print(f"design-train {__version__}")
+        return
+    command = args[0]
+    if command not in COMMANDS:
+        fail(f"unknown command {command!r}: {did_you_mean(command, COMMANDS)}", code=2)
+    from design_lightning.commands.plugins import import_plugins
+
+    try:
+        import_plugins()
+        importlib.import_module(COMMANDS[command][1]).main(command, args[1:])
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get(DEBUG) or not _is_ours(error):
+            raise
+        fail(" ".join(str(error).split()))
+
+
+def fail(message: str, code: int = 1) -> None:
+    """Prints one line on standard error and ends the process."""
+    print(f"design-train: error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {line}" for name, (line, _) in COMMANDS.items())
+    return (
+        "usage: design-train COMMAND [options]\n\n"
+        "Binarize a timm network, train it, ship it as a 1-bit model.\n\n"
+        f"commands:\n{commands}\n\n"
+        "start here:    design-train fit --config quickstart\n"
+        "a command's options:    design-train COMMAND --help\n"
+        f"{DEBUG}=1 shows the traceback of an error"
+    )
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this project raised the error, with a message made for the user; any other keeps its traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    here = Path(__file__).resolve().parent
+    homes = (here, here.parent / "callbacks")
+    return bool(frames) and any(Path(frames[-1].filename).resolve().is_relative_to(home) for home in homes)

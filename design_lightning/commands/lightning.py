@@ -1,0 +1,151 @@
+"""`design-train fit | validate | test | predict`: LightningCLI with recipes by name, default callbacks and short errors."""
+
+import difflib
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from design_lightning import data, training
+from design_lightning.callbacks import BinarySummary, ConfusionMatrixReport, PredictionWriter, ThroughputProgressBar
+from design_lightning.cli import fail
+from design_lightning.commands.recipes import find_config
+from design_lightning.training import DesignTrainer
+
+LINKED = ("num_classes", "input_size", "class_names", "mean", "std")
+"""What the model is told of the data."""
+
+
+class DesignParser(LightningArgumentParser):
+    """A parser whose errors are one line: what is wrong, the nearest right name, and where to look."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: D102
+        command = self.prog.split()[-1] if self.prog else "fit"
+        text = _shortened(message)
+        near = _nearest_key(text, self)
+        fail(f"{text}{near} (design-train {command} --help lists the options)", code=2)
+        raise AssertionError
+
+
+class DesignCLI(LightningCLI):
+    """LightningCLI with this project's defaults."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """One of `DesignParser`, with LightningCLI's `--config`."""
+        kwargs.setdefault("dump_header", ["design-lightning"])
+        parser = DesignParser(**kwargs)
+        parser.add_argument(
+            "-c", "--config", action="config", help="A recipe's name or a YAML file; may be given several times."
+        )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Links what the data knows into the model."""
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Lets float32 matrix products use tensor cores."""
+        torch.set_float32_matmul_precision("high")
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        given = [*(config.get("callbacks") or []), *callbacks]
+        defaults: list[type[Callback]] = [BinarySummary, ConfusionMatrixReport, PredictionWriter]
+        if config.get("enable_progress_bar") is not False:
+            defaults.append(ThroughputProgressBar)
+        missing = [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in given)]
+        if config.get("enable_model_summary") is None:
+            config["enable_model_summary"] = False  # BinarySummary says more
+        return super()._instantiate_trainer(config, [*callbacks, *missing])
+
+    def after_fit(self) -> None:
+        """Prints what came out, and the next command."""
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            print(_outcome(self.trainer, self.config.get("fit", self.config)))
+
+
+def main(command: str, args: Sequence[str]) -> None:
+    """Runs a command of Lightning."""
+    for package in (data, training):  # so that configurations find their classes by bare name
+        for name in package.__all__:
+            getattr(package, name)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    sys.argv = ["design-train", command, *args]
+    DesignCLI(
+        LightningModule,
+        LightningDataModule,
+        trainer_class=DesignTrainer,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        args=[command, *_with_found_configs(args)],
+    )
+
+
+def _with_found_configs(args: Sequence[str]) -> list[str]:
+    """The arguments, with each configuration's name replaced by its path."""
+    found: list[str] = []
+    for i, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        if option in ("--config", "-c") and equals:
+            found.append(f"{option}={find_config(value)}")
+        elif i and args[i - 1] in ("--config", "-c"):
+            found.append(find_config(arg))
+        else:
+            found.append(arg)
+    return found
+
+
+def _outcome(trainer: Trainer, config: Any) -> str:
+    checkpoint = trainer.checkpoint_callback
+    path = getattr(checkpoint, "best_model_path", "") or getattr(checkpoint, "last_model_path", "")
+    score = getattr(checkpoint, "best_model_score", None)
+    monitor = getattr(checkpoint, "monitor", None)
+    if score is None:
+        score, monitor = trainer.callback_metrics.get("val/top1"), "val/top1"
+    lines = []
+    if score is not None:
+        shown = f"{float(score):.2%}" if monitor and "top" in monitor else f"{float(score):.4f}"
+        lines.append(f"best {monitor}: {shown}")
+    lines.append(f"checkpoint: {path or 'none was saved'}")
+    lines.append(f"logs: {trainer.log_dir or trainer.default_root_dir}")
+    if path:
+        saved = f"{trainer.log_dir or trainer.default_root_dir}/config.yaml"
+        lines.append(f"next: design-train test --config {saved} --ckpt_path {path}")
+    return "\n".join(lines)
+
+
+# Errors
+
+_NOISE = (
+    (re.compile(r"Parser key \"([^\"]+)\":\s*"), r"\1: "),
+    (re.compile(r"Problem with given class_path '([^']+)':\s*"), r"\1: "),
+    (re.compile(r"Validation failed:\s*"), ""),
+    (re.compile(r"\s+"), " "),
+)
+
+
+def _shortened(message: str) -> str:
+    """jsonargparse's message on one line, less its nesting; at most some 300 characters."""
+    text = message
+    for pattern, replacement in _NOISE:
+        text = pattern.sub(replacement, text)
+    text = text.strip().rstrip(".")
+    return text if len(text) <= 300 else f"{text[:140]} ... {text[-140:]}"
+
+
+def _nearest_key(message: str, parser: LightningArgumentParser) -> str:
+    """`; did you mean ...?` for a key or option that is unknown."""
+    unknown = re.search(r"(?:[Kk]ey|arguments:|option|Group|key) ['\"]?(?:--)?([\w.]+)", message)
+    if not unknown:
+        return ""
+    known = [action.dest for action in parser._actions]
+    wrong = unknown.group(1).split("=")[0]
+    near = difflib.get_close_matches(wrong, known, n=2, cutoff=0.7)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
