@@ -19,7 +19,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 types: .venv/installed
-	$(BIN)/mypy
+	.ci/check_types
 
 wheel: .venv/installed
 	.ci/check_wheel

@@ -129,7 +129,7 @@ def draw(matrix: Tensor, names: Sequence[str], path: Path) -> None:
             for j in range(count):
                 if matrix[i, j]:
                     color = "white" if shares[i, j] > 0.5 else "black"
-                    axes.text(j, i, int(matrix[i, j]), ha="center", va="center", fontsize=8, color=color)
+                    axes.text(j, i, str(int(matrix[i, j])), ha="center", va="center", fontsize=8, color=color)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
     axes.set_title(f"top-1 {float(matrix.trace() / matrix.sum().clamp_min(1)):.2%} of {int(matrix.sum()):,} images")

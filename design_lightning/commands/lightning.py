@@ -1,6 +1,7 @@
 """`design-train fit | validate | test | predict`: LightningCLI with recipes by name, default callbacks and short errors."""
 
 import difflib
+import logging
 import re
 import sys
 import warnings
@@ -65,7 +66,7 @@ class DesignCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Prints what came out, and the next command."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             print(_outcome(self.trainer, self.config.get("fit", self.config)))
 
 
@@ -74,17 +75,34 @@ def main(command: str, args: Sequence[str]) -> None:
     for package in (data, training):  # so that configurations find their classes by bare name
         for name in package.__all__:
             getattr(package, name)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    sys.argv = ["design-train", command, *args]
-    DesignCLI(
-        LightningModule,
-        LightningDataModule,
-        trainer_class=DesignTrainer,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
-        args=[command, *_with_found_configs(args)],
+    _hush()
+    given = sys.argv
+    # Not as LightningCLI's `args`: DDP starts its other processes with what sys.argv holds.
+    sys.argv = [given[0], command, *_with_found_configs(args)]
+    try:
+        DesignCLI(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=DesignTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+        )
+    finally:
+        sys.argv = given
+
+
+def _hush() -> None:
+    """Leaves out what Lightning says to its own developers or advertises; its other warnings stay."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*treespec, LeafSpec.*",
+        ".*overridden `on_before_batch_transfer` in `LightningModule`.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import timm
@@ -10,13 +11,13 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, LRScheduler
+from torch.optim.lr_scheduler import ConstantLR
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 import design_lightning.models  # noqa: F401  registers the papers' networks with timm
 from design_lightning._names import did_you_mean
-from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_
+from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, set_stage_
 from design_lightning.training.parameter_groups import parameter_groups
 from design_lightning.training.schedules import CosineDecay, with_warm_up
 
@@ -37,6 +38,8 @@ class DesignClassifier(LightningModule):
         backbone: the name of a network of timm, or of `design_lightning.models`.
         num_classes: K; comes from the data if there is one.
         binary: how to binarize the backbone; null leaves it float.
+        weights: a checkpoint of the same network whose weights are the start, as stage two starts from stage one; the stage is
+            that of `binary`.
         pretrained: start from timm's pretrained weights, which become the latent weights.
         backbone_args: what else `timm.create_model` takes, such as `{drop_path_rate: 0.1}`.
         input_size: (C, H, W) of the images; comes from the data if there is one.
@@ -62,6 +65,7 @@ class DesignClassifier(LightningModule):
         backbone: str = "resnet18",
         num_classes: int = 1000,
         binary: BinaryConfig | None = BinaryConfig(),  # noqa: B008  a frozen value
+        weights: str | None = None,
         pretrained: bool = False,
         backbone_args: dict[str, Any] | None = None,
         input_size: tuple[int, int, int] | None = None,
@@ -117,9 +121,26 @@ class DesignClassifier(LightningModule):
         self.backbone = create_backbone(backbone, num_classes, pretrained, backbone_args, input_size)
         shape = None if input_size is None else (2, *input_size)
         self.report: BinarizationReport | None = None if binary is None else binarize_(self.backbone, binary, shape)
+        if weights is not None:
+            self._load_weights(weights)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         self._configure_metrics()
+
+    def _load_weights(self, path: str) -> None:
+        """Starts from the backbone of a checkpoint; this module's configuration decides the stage."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"weights {path!r} is no file; give the checkpoint of an earlier run")
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        prefix = "backbone."
+        state = {k.removeprefix(prefix): v for k, v in stored.get("state_dict", {}).items() if k.startswith(prefix)}
+        try:
+            self.backbone.load_state_dict(state)
+        except RuntimeError as error:
+            first = next(line for line in str(error).splitlines()[1:] if line.strip())
+            raise ValueError(f"weights {path!r} are of another network: {first.strip()}") from error
+        if self.binary_config is not None:
+            set_stage_(self.backbone, self.binary_config.stage)
 
     def _configure_metrics(self) -> None:
         def accuracies(prefix: str, *top: int) -> MetricCollection:
@@ -205,8 +226,9 @@ class DesignClassifier(LightningModule):
         if len(labels):
             mean_loss.update(self.loss(logits, labels), weight=len(labels))
             accuracy.update(logits, labels)
-        self.log(f"{split}/loss", mean_loss, prog_bar=True)
-        self.log_dict(accuracy, prog_bar=True)
+        self.log(f"{split}/loss", mean_loss)
+        for name, metric in accuracy.items(keep_base=False, copy_state=False):
+            self.log(str(name), metric, prog_bar=str(name).endswith("top1"))
         return logits, labels
 
     def on_test_epoch_end(self) -> None:
@@ -233,7 +255,7 @@ class DesignClassifier(LightningModule):
                 raise ValueError("warmup_epochs needs trainer.max_epochs; or set warmup_steps")
             warmup = round(self._warmup_epochs * total / self.trainer.max_epochs)
         make = self._make_scheduler or partial(ConstantLR, factor=1.0)
-        scheduler = with_warm_up(cast(LRScheduler, make(optimizer)), warmup, total)
+        scheduler = with_warm_up(make(optimizer), warmup, total)
         return [optimizer], [{"scheduler": scheduler, "interval": self._scheduler_interval}]
 
 
