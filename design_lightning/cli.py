@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from design_lightning._names import did_you_mean
 
@@ -45,12 +46,13 @@ def main(args: Sequence[str] | None = None) -> None:
         import_plugins()
         importlib.import_module(COMMANDS[command][1]).main(command, args[1:])
     except (ValueError, OSError, ImportError) as error:
-        if os.environ.get(DEBUG) or not _is_ours(error):
+        ours = _ours(error)
+        if os.environ.get(DEBUG) or ours is None:
             raise
-        fail(" ".join(str(error).split()))
+        fail(" ".join(str(ours).split()))
 
 
-def fail(message: str, code: int = 1) -> None:
+def fail(message: str, code: int = 1) -> NoReturn:
     """Prints one line on standard error and ends the process."""
     print(f"design-train: error: {message}", file=sys.stderr)
     raise SystemExit(code)
@@ -69,9 +71,17 @@ def _help() -> str:
     )
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether this project raised the error, with a message made for the user; any other keeps its traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
+def _ours(error: BaseException | None) -> BaseException | None:
+    """The deepest cause that this project raised, with a message made for the user; None if an error is not of ours.
+
+    jsonargparse wraps what a constructor raises, and names it as the cause. An error from elsewhere keeps its traceback.
+    """
     here = Path(__file__).resolve().parent
     homes = (here, here.parent / "callbacks")
-    return bool(frames) and any(Path(frames[-1].filename).resolve().is_relative_to(home) for home in homes)
+    found = None
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames and any(Path(frames[-1].filename).resolve().is_relative_to(home) for home in homes):
+            found = error
+        error = error.__cause__
+    return found

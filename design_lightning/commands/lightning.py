@@ -1,8 +1,7 @@
 """`design-train fit | validate | test | predict`: LightningCLI with recipes by name, default callbacks and short errors."""
 
-import difflib
 import logging
-import re
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,7 +13,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from design_lightning import data, training
 from design_lightning.callbacks import BinarySummary, ConfusionMatrixReport, PredictionWriter, ThroughputProgressBar
-from design_lightning.cli import fail
+from design_lightning.cli import DEBUG, fail
+from design_lightning.commands.errors import explain
 from design_lightning.commands.recipes import find_config
 from design_lightning.training import DesignTrainer
 
@@ -26,11 +26,9 @@ class DesignParser(LightningArgumentParser):
     """A parser whose errors are one line: what is wrong, the nearest right name, and where to look."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: D102
-        command = self.prog.split()[-1] if self.prog else "fit"
-        text = _shortened(message)
-        near = _nearest_key(text, self)
-        fail(f"{text}{near} (design-train {command} --help lists the options)", code=2)
-        raise AssertionError
+        if os.environ.get(DEBUG) and ex is not None:
+            raise ex
+        fail(f"{explain(message, sys.argv[1:])} (see: design-train {sys.argv[1]} --help)", code=2)
 
 
 class DesignCLI(LightningCLI):
@@ -137,33 +135,3 @@ def _outcome(trainer: Trainer, config: Any) -> str:
         saved = f"{trainer.log_dir or trainer.default_root_dir}/config.yaml"
         lines.append(f"next: design-train test --config {saved} --ckpt_path {path}")
     return "\n".join(lines)
-
-
-# Errors
-
-_NOISE = (
-    (re.compile(r"Parser key \"([^\"]+)\":\s*"), r"\1: "),
-    (re.compile(r"Problem with given class_path '([^']+)':\s*"), r"\1: "),
-    (re.compile(r"Validation failed:\s*"), ""),
-    (re.compile(r"\s+"), " "),
-)
-
-
-def _shortened(message: str) -> str:
-    """jsonargparse's message on one line, less its nesting; at most some 300 characters."""
-    text = message
-    for pattern, replacement in _NOISE:
-        text = pattern.sub(replacement, text)
-    text = text.strip().rstrip(".")
-    return text if len(text) <= 300 else f"{text[:140]} ... {text[-140:]}"
-
-
-def _nearest_key(message: str, parser: LightningArgumentParser) -> str:
-    """`; did you mean ...?` for a key or option that is unknown."""
-    unknown = re.search(r"(?:[Kk]ey|arguments:|option|Group|key) ['\"]?(?:--)?([\w.]+)", message)
-    if not unknown:
-        return ""
-    known = [action.dest for action in parser._actions]
-    wrong = unknown.group(1).split("=")[0]
-    near = difflib.get_close_matches(wrong, known, n=2, cutoff=0.7)
-    return f"; did you mean {' or '.join(near)}?" if near else ""

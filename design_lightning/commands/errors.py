@@ -1,0 +1,129 @@
+"""From jsonargparse's messages to one line: what is wrong, the nearest right name, and where it stands."""
+
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+
+from design_lightning._names import did_you_mean
+from design_lightning.surgery import BinaryConfig
+
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+_UNKNOWN_OPTION = re.compile(r"(?:Option|Key|Group|key|accept option) '([\w.]+)'")
+_MISSING = re.compile(r"required: (.+)")
+_SECTIONS = ("trainer", "model", "data", "config", "seed_everything", "ckpt_path")
+_UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (.+)")
+_EXPECTED = re.compile(r"Expected an? (?:<class '([\w.]+)'>|([\w\[\], .]+?))(?:\.|\n|$)")
+_CHOICE = re.compile(r"Expected a typing\.Literal\[([^\]]+)\]")
+_VALUE = re.compile(r"(?:Given value|Got value): (.*)")
+
+
+def explain(message: str, args: Sequence[str]) -> str:
+    """One line for a person.
+
+    Args:
+        message: what jsonargparse says.
+        args: the command line, in which and in whose configurations the wrong word is looked up.
+    """
+    key = _last(_KEY.findall(message))
+    if found := _MISSING.search(message):
+        missing = ", ".join(name.rpartition(".")[2] for name in found.group(1).split(", "))
+        return f"no {missing} given: start from a recipe with --config NAME; design-train recipes lists them"
+    if found := _UNKNOWN_OPTION.search(message):
+        return _unknown_option(found.group(1), args)
+    if found := _UNRECOGNIZED.search(message):
+        word = found.group(1).split()[0]
+        return _unknown_option(word.lstrip("-").partition("=")[0], args)
+    if names := _UNKNOWN_CLASS.findall(message):
+        name = _last(names)
+        near = did_you_mean(name, _class_names(), show_all_below=0)
+        return f"{_full_key(key, args)}unknown class {name!r}: {near}{_where(name, args)}"
+    value = _last(_VALUE.findall(message)).strip()
+    if value and not value.startswith("Namespace("):
+        if choices := _CHOICE.search(message):
+            return f"{_full_key(key, args)}{value!r} is none of {choices.group(1)}{_where(value, args)}"
+        kinds = dict.fromkeys(a or b for a, b in _EXPECTED.findall(message))
+        kinds.pop("NoneType", None)
+        if kinds:
+            return f"{_full_key(key, args)}expected {' or '.join(kinds)}, not {value!r}{_where(value, args)}"
+    text = " ".join(message.split())
+    return text if len(text) <= 240 else f"{text[:160]} ... {text[-80:]}"
+
+
+def _last(found: Sequence[str]) -> str:
+    return found[-1] if found else ""
+
+
+def _unknown_option(name: str, args: Sequence[str]) -> str:
+    given = _as_given(name, args)
+    section, _, leaf = given.rpartition(".")
+    known = _option_names()
+    if given.partition(".")[0] not in _SECTIONS and section:
+        near, leaf = difflib.get_close_matches(given.partition(".")[0], _SECTIONS, n=1), given.partition(".")[0]
+    elif leaf in known:
+        return f"{given!r} is no argument of the class chosen there{_where(leaf, args)}"
+    else:
+        near = difflib.get_close_matches(leaf, known, n=3, cutoff=0.6)
+    hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"unknown option {given!r}{hint}{_where(leaf, args)}"
+
+
+def _as_given(name: str, args: Sequence[str]) -> str:
+    """The option as the command line spells it, with what stands before its last part."""
+    for arg in args:
+        option = arg.lstrip("-").partition("=")[0].rstrip("+")
+        if arg.startswith("-") and (option == name or option.endswith(f".{name}")):
+            return option
+    return name
+
+
+def _full_key(key: str, args: Sequence[str]) -> str:
+    return f"{_as_given(key, args)}: " if key else ""
+
+
+def _where(word: str, args: Sequence[str]) -> str:
+    """` (FILE, line N)` for a word that stands in a configuration rather than on the command line."""
+    if any(word in arg for arg in args if not arg.endswith(".yaml")):
+        return ""
+    pattern = re.compile(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])")
+    for path in (Path(arg.rpartition("=")[2]) for arg in args if arg.endswith((".yaml", ".yml"))):
+        if path.is_file():
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                if pattern.search(line.partition("#")[0]):
+                    return f" ({path}, line {number})"
+    return ""
+
+
+def _class_names() -> set[str]:
+    """The classes that a configuration may name."""
+    roots = (
+        Callback,
+        LightningDataModule,
+        LightningModule,
+        Logger,
+        torch.optim.Optimizer,
+        torch.optim.lr_scheduler.LRScheduler,
+    )
+    return {kind.__name__ for root in roots for kind in _subclasses(root) if not kind.__name__.startswith("_")}
+
+
+def _option_names() -> set[str]:
+    """Every argument of the trainer, of the model and data classes that are loaded, and of `BinaryConfig`."""
+    kinds = [Trainer, *_subclasses(LightningDataModule), *_subclasses(LightningModule), *_subclasses(Callback)]
+    names = {name for kind in kinds for name in inspect.signature(kind).parameters}
+    names |= {field.name for field in dataclasses.fields(BinaryConfig)}
+    return (names | {*_SECTIONS, "class_path", "init_args"}) - {"args", "kwargs"}
+
+
+def _subclasses(kind: type[Any]) -> Iterable[type[Any]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _subclasses(child)
