@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -118,7 +118,7 @@ def _class_names() -> set[str]:
 def _option_names() -> set[str]:
     """Every argument of the trainer, of the model and data classes that are loaded, and of `BinaryConfig`."""
     kinds = [Trainer, *_subclasses(LightningDataModule), *_subclasses(LightningModule), *_subclasses(Callback)]
-    names = {name for kind in kinds for name in inspect.signature(kind).parameters}
+    names = {name for kind in kinds for name in inspect.signature(cast(Any, kind)).parameters}
     names |= {field.name for field in dataclasses.fields(BinaryConfig)}
     return (names | {*_SECTIONS, "class_path", "init_args"}) - {"args", "kwargs"}
 

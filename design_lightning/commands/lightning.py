@@ -5,11 +5,13 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from design_lightning import data, training
 from design_lightning.callbacks import BinarySummary, ConfusionMatrixReport, PredictionWriter, ThroughputProgressBar
@@ -74,6 +76,7 @@ def main(command: str, args: Sequence[str]) -> None:
         for name in package.__all__:
             getattr(package, name)
     _hush()
+    _check_checkpoint(args)
     given = sys.argv
     # Not as LightningCLI's `args`: DDP starts its other processes with what sys.argv holds.
     sys.argv = [given[0], command, *_with_found_configs(args)]
@@ -87,8 +90,25 @@ def main(command: str, args: Sequence[str]) -> None:
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
         )
+    except (
+        MisconfigurationException
+    ) as error:  # what was asked of the trainer is not to be had here: Lightning says what is
+        raise ValueError(str(error)) from error
     finally:
         sys.argv = given
+
+
+def _check_checkpoint(args: Sequence[str]) -> None:
+    """Says at once that a checkpoint is missing, rather than after the model is built."""
+    keywords = ("best", "last", "hpc", "registry", "null")
+    for i, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        path = value if equals else "".join(args[i + 1 : i + 2])
+        is_file = option == "--ckpt_path" and path not in keywords and "://" not in path
+        if is_file and not Path(path).exists():
+            raise FileNotFoundError(
+                f"ckpt_path {path!r} does not exist; fit prints the path of the checkpoint that it saved"
+            )
 
 
 def _hush() -> None:

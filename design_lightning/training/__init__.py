@@ -7,7 +7,7 @@ from design_lightning._lazy import lazy_attributes
 if TYPE_CHECKING:
     from design_lightning.training.classifier import DesignClassifier
     from design_lightning.training.losses import SquaredHinge
-    from design_lightning.training.parameter_groups import parameter_groups
+    from design_lightning.training.groups import parameter_groups
     from design_lightning.training.schedules import CosineDecay, FractionSchedule, LinearDecay, StepDecay, with_warm_up
     from design_lightning.training.trainer import DesignTrainer
 
@@ -28,7 +28,7 @@ __getattr__, __dir__ = lazy_attributes(
     {
         "DesignClassifier": ".classifier",
         "SquaredHinge": ".losses",
-        "parameter_groups": ".parameter_groups",
+        "parameter_groups": ".groups",
         "DesignTrainer": ".trainer",
         **dict.fromkeys(("CosineDecay", "FractionSchedule", "LinearDecay", "StepDecay", "with_warm_up"), ".schedules"),
     },

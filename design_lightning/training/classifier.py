@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 import design_lightning.models  # noqa: F401  registers the papers' networks with timm
 from design_lightning._names import did_you_mean
 from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, set_stage_
-from design_lightning.training.parameter_groups import parameter_groups
+from design_lightning.training.groups import parameter_groups
 from design_lightning.training.schedules import CosineDecay, with_warm_up
 
 FORMAT_VERSION = 1
@@ -179,9 +179,8 @@ class DesignClassifier(LightningModule):
         return batch
 
     def _check_batch(self, images: Tensor, labels: Any) -> None:
-        where = (
-            f"{self.trainer.state.stage or 'a'} batch at step {self.trainer.global_step}" if self._trainer else "batch"
-        )
+        stage = self._trainer.state.stage if self._trainer else None
+        where = f"{stage.value} batch at step {self.trainer.global_step}" if stage else "batch"
         # One sum is a third of the cost of isfinite().all(), and is finite only if everything is (or nearly overflows).
         if images.is_floating_point() and images.numel() and not bool(torch.isfinite(images.float().sum())):
             bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
@@ -207,6 +206,20 @@ class DesignClassifier(LightningModule):
         self.train_accuracy.update(logits.detach(), labels)
         self.log_dict(self.train_accuracy, on_step=False, on_epoch=True)
         return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts the metrics anew."""
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Starts the metrics anew."""
+        self._reset("test")
+        self.confusion.reset()
+
+    def _reset(self, split: Split) -> None:
+        # Lightning resets metrics in the inference mode of the last evaluation; the next one may run outside of it.
+        cast(MeanMetric, self.mean_loss[split]).reset()
+        cast(MetricCollection, self.accuracy[split]).reset()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
@@ -234,7 +247,6 @@ class DesignClassifier(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Keeps the confusion matrix over all processes."""
         self.test_confusion = self.confusion.compute().cpu()
-        self.confusion.reset()
 
     def predict_step(self, batch: tuple[Tensor, Sequence[str]], batch_idx: int) -> dict[str, Any]:
         """`paths`, as the data gives them, and `probabilities` [B, K], float32."""

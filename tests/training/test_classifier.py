@@ -1,0 +1,232 @@
+"""`DesignClassifier` by real training, real checkpoints and real processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import design_lightning as dl
+from design_lightning.data import FashionMNISTSubset
+from design_lightning.surgery import binary_layers
+from design_lightning.training import DesignClassifier, SquaredHinge
+
+NARROW: dict[str, Any] = {
+    "backbone": "resnet18_cifar",
+    "backbone_args": {"width": 0.125},
+    "num_classes": 10,
+    "input_size": (1, 32, 32),
+}
+
+
+def trainer(folder: Path, **arguments: Any) -> lightning.Trainer:
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
+    return lightning.Trainer(
+        default_root_dir=folder, **{"enable_checkpointing": False, "max_epochs": 1, **quiet, **arguments}
+    )
+
+
+def loader(images: Tensor, labels: Tensor | None = None) -> DataLoader[Any]:
+    labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
+    return DataLoader(TensorDataset(images, labels), batch_size=4)
+
+
+def test_training_learns_and_repeats_bit_for_bit(tmp_path: Path) -> None:
+    def train() -> tuple[float, float, dict[str, Tensor]]:
+        lightning.seed_everything(0)
+        data = FashionMNISTSubset(batch_size=25)
+        model = DesignClassifier(**NARROW, warmup_steps=5, optimizer=lambda groups: torch.optim.AdamW(groups, lr=5e-3))
+        run = trainer(tmp_path, limit_train_batches=100, limit_val_batches=10)
+        before = run.validate(model, data, verbose=False)[0]["val/loss"]
+        run.fit(model, data)
+        return before, float(run.callback_metrics["val/loss"]), model.state_dict()
+
+    before, after, state = train()
+    assert after < 0.8 * before
+    _, again, repeated = train()
+    assert again == after
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, repeated[key]), key
+
+
+@pytest.mark.parametrize(
+    "binary",
+    [
+        None,
+        dl.BinaryConfig(),
+        dl.BinaryConfig(
+            kernel=[[0.1, 0.9]], weight="recu", companion="rprelu", stage="activations", overrides={"fc": {"skip": []}}
+        ),
+    ],
+)
+def test_checkpoint_rebuilds_the_network_with_no_other_input(tmp_path: Path, binary: dl.BinaryConfig | None) -> None:
+    model = DesignClassifier(**NARROW, binary=binary, class_names=list("abcdefghij"), mean=[0.5], std=[0.25])
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(model, loader(torch.randn(8, 1, 32, 32)))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    stored = torch.load(tmp_path / "a.ckpt", weights_only=True)["hyper_parameters"]
+    assert stored["format_version"] == 1
+    assert stored["pretrained"] is False
+    again = DesignClassifier.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert again.binary_config == binary
+    assert again.class_names == tuple("abcdefghij")
+    x = torch.randn(3, 1, 32, 32)
+    assert torch.equal(again.eval()(x), model.eval()(x))
+    assert {layer.stage for layer in binary_layers(again).values()} <= {binary.stage if binary else ""}
+
+
+def test_stage_two_starts_from_the_weights_of_stage_one(tmp_path: Path) -> None:
+    one = DesignClassifier(**NARROW, binary=dl.BinaryConfig(stage="activations"))
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(one, loader(torch.randn(8, 1, 32, 32)))
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    two = DesignClassifier(**NARROW, binary=dl.BinaryConfig(stage="both"), weights=str(tmp_path / "one.ckpt"))
+    assert {layer.stage for layer in binary_layers(two).values()} == {"both"}
+    latent = dict(one.named_parameters())
+    assert all(torch.equal(p, latent[n]) for n, p in two.named_parameters())
+    with pytest.raises(FileNotFoundError, match=r"weights 'none.ckpt' is no file"):
+        DesignClassifier(**NARROW, weights="none.ckpt")
+    with pytest.raises(ValueError, match="are of another network"):
+        DesignClassifier(**{**NARROW, "backbone_args": {"width": 0.25}}, weights=str(tmp_path / "one.ckpt"))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_in_a_batch_stops_training(tmp_path: Path, bad: float) -> None:
+    images = torch.randn(8, 1, 32, 32)
+    images[5, 0, 3, 4] = bad
+    with pytest.raises(
+        ValueError, match=r"NaN or infinity in 1 of 4 images of the train batch at step 1: numbers \[1\]"
+    ):
+        trainer(tmp_path).fit(DesignClassifier(**NARROW), loader(images))
+
+
+def test_label_out_of_range_stops_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="label 10 in the train batch at step 0, but the model has 10 classes, 0 to 9"):
+        trainer(tmp_path).fit(
+            DesignClassifier(**NARROW), loader(torch.randn(4, 1, 32, 32), torch.tensor([0, 1, 10, 2]))
+        )
+
+
+def test_wrong_arguments_name_what_would_be_right() -> None:
+    with pytest.raises(ValueError, match=r"unknown backbone 'resnet81': did you mean 'resnet18'"):
+        DesignClassifier("resnet81")
+    with pytest.raises(ValueError, match="num_classes is 10, but there are 2 class names"):
+        DesignClassifier(**NARROW, class_names=["a", "b"])
+    with pytest.raises(ValueError, match="set one of the two"):
+        DesignClassifier(**NARROW, warmup_steps=1, warmup_epochs=1)
+    with pytest.raises(ValueError, match="scheduler_interval: step"):
+        DesignClassifier(**NARROW, warmup_steps=1, scheduler_interval="epoch")
+
+
+def test_padding_labels_count_nowhere(tmp_path: Path) -> None:
+    model = DesignClassifier(**NARROW)
+    images, labels = torch.randn(6, 1, 32, 32), torch.tensor([0, 1, 2, 3, 4, 5])
+    whole = trainer(tmp_path).validate(model, loader(images, labels), verbose=False)[0]
+    padded = torch.cat([images, images[:1].expand(6, -1, -1, -1)]), torch.cat([labels, torch.full((6,), -100)])
+    assert trainer(tmp_path).validate(model, loader(*padded), verbose=False)[0] == pytest.approx(whole)
+
+
+def test_test_keeps_the_confusion_matrix(tmp_path: Path) -> None:
+    model = DesignClassifier(**NARROW)
+    images, labels = torch.randn(6, 1, 32, 32), torch.tensor([0, 1, 2, 2, 4, 5])
+    result = trainer(tmp_path).test(model, loader(images, labels), verbose=False)[0]
+    model.eval()
+    expected = torch.zeros(10, 10, dtype=torch.int64)
+    for label, taken in zip(labels, model(images).argmax(1), strict=True):
+        expected[label, taken] += 1
+    assert torch.equal(model.test_confusion, expected)  # type: ignore[arg-type]
+    assert result["test/top1"] == pytest.approx(float(expected.trace() / 6))
+
+
+def test_optimizer_and_warm_up_are_what_the_configuration_asks_for(tmp_path: Path) -> None:
+    model = DesignClassifier(
+        **NARROW,
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.3, momentum=0.9, weight_decay=0.1),
+        latent_weight_decay=None,
+        warmup_epochs=0.5,
+    )
+    run = trainer(tmp_path, max_epochs=2)
+    rates: list[float] = []
+
+    class Watch(lightning.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    run.callbacks.append(Watch())
+    run.fit(model, loader(torch.randn(16, 1, 32, 32)))
+    assert [g["weight_decay"] for g in run.optimizers[0].param_groups] == [0.1, 0.1, 0.0]
+    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert rates[3] < 0.3
+
+
+@pytest.mark.parametrize("loss", [SquaredHinge(), nn.CrossEntropyLoss(label_smoothing=0.1)])
+def test_losses(tmp_path: Path, loss: nn.Module) -> None:
+    logits, labels = torch.randn(3, 4), torch.tensor([0, 3, 1])
+    if isinstance(loss, SquaredHinge):
+        terms = [
+            max(0.0, 1 - (1 if k == labels[i] else -1) * float(logits[i, k])) ** 2 for i in range(3) for k in range(4)
+        ]
+        assert float(loss(logits, labels)) == pytest.approx(sum(terms) / 12)
+    trainer(tmp_path, max_steps=1).fit(DesignClassifier(**NARROW, loss=loss), loader(torch.randn(4, 1, 32, 32)))
+
+
+@pytest.mark.parametrize(
+    "options", [{"channels_last": True}, {"scheduler": None}, {"scheduler": None, "warmup_steps": 2}]
+)
+def test_options_train_a_step(tmp_path: Path, options: dict[str, Any]) -> None:
+    trainer(tmp_path, max_steps=1).fit(DesignClassifier(**NARROW, **options), loader(torch.randn(4, 1, 32, 32)))
+
+
+@pytest.mark.slow
+def test_compiled_backbone_trains_and_keeps_its_keys(tmp_path: Path) -> None:
+    model = DesignClassifier(**NARROW, compile=True)
+    keys = model.state_dict().keys()
+    trainer(tmp_path, max_steps=1).fit(model, loader(torch.randn(4, 1, 32, 32)))
+    assert model.state_dict().keys() == keys
+
+
+def test_binary_parts_train_in_mixed_precision(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=2, precision="bf16-mixed")
+    run.fit(DesignClassifier(**NARROW), loader(torch.randn(8, 1, 32, 32)))
+    assert torch.isfinite(run.callback_metrics["train/loss"])
+
+
+DDP = """
+import json, sys, lightning, torch
+from design_lightning.data import FashionMNISTSubset
+from design_lightning.training import DesignClassifier
+devices = int(sys.argv[1])
+lightning.seed_everything(0)
+data = FashionMNISTSubset(batch_size=32, val_size=151)
+model = DesignClassifier("resnet18_cifar", num_classes=10, input_size=(1, 32, 32), backbone_args={"width": 0.125})
+trainer = lightning.Trainer(accelerator="cpu", strategy="ddp" if devices > 1 else "auto", devices=devices, logger=False,
+    enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
+result = trainer.validate(model, data, verbose=False)[0]
+if trainer.is_global_zero:
+    print("RESULT" + json.dumps(result))
+"""
+
+
+def test_metrics_of_two_processes_equal_those_of_one(tmp_path: Path) -> None:
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP)
+    results = []
+    for devices in (1, 2):
+        out = subprocess.run(
+            [sys.executable, str(script), str(devices)], capture_output=True, text=True, check=True, timeout=300
+        )
+        results.append(json.loads(out.stdout.partition("RESULT")[2].splitlines()[0]))
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+    assert results[0]["val/top1"] * 151 == pytest.approx(round(results[0]["val/top1"] * 151), abs=1e-3)
