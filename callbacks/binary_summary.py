@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from design_lightning.binary import BinaryLayer
 from design_lightning.surgery import BinarizationReport
@@ -95,9 +96,9 @@ def _parts(network: nn.Module, report: BinarizationReport | None, max_depth: int
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 if id(parameter) in latent:
-                    part.one_bit += parameter.numel()
+                    part.one_bit += _numel(parameter)
                 else:
-                    part.float32 += parameter.numel()
+                    part.float32 += _numel(parameter)
         for inner, child in module.named_modules(prefix=name):
             is_layer = isinstance(child, nn.Conv2d | nn.Linear)
             part.layers += is_layer
@@ -107,9 +108,14 @@ def _parts(network: nn.Module, report: BinarizationReport | None, max_depth: int
                 part.binary_macs += rows[inner].macs if rows[inner].is_binary else 0
         if part.one_bit or part.float32:
             yield part
-    own = sum(p.numel() for p in network.parameters() if id(p) not in seen)
+    own = sum(_numel(p) for p in network.parameters() if id(p) not in seen)
     if own:
         yield _Part("(own)", type(network).__name__, float32=own)
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    """The number of values; 0 for a lazy layer's, whose shape nobody knows yet."""
+    return 0 if is_lazy(parameter) else parameter.numel()
 
 
 def _children(module: nn.Module, depth: int, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

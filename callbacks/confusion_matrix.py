@@ -1,16 +1,21 @@
 """The test's outcome class by class: accuracy and confusion matrix as a table, a CSV and a picture."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 FEW = 20
 """Up to so many classes, tables and pictures show each by name."""
+
+SHARES = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
+"""The marks of the picture's colour scale."""
 
 
 class ConfusionMatrixReport(Callback):
@@ -27,6 +32,7 @@ class ConfusionMatrixReport(Callback):
         self.folder = folder
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        log_dir = trainer.log_dir  # asks the other processes, so all of them have to come here
         matrix = getattr(pl_module, "test_confusion", None)
         if not isinstance(matrix, Tensor) or not trainer.is_global_zero:
             return
@@ -34,12 +40,14 @@ class ConfusionMatrixReport(Callback):
         console = Console()
         console.print(per_class_table(matrix, names))
         if len(names) <= FEW:
-            console.print(confusion_table(matrix, names))
-        folder = Path(self.folder or trainer.log_dir or trainer.default_root_dir)
+            table = confusion_table(matrix, names)
+            if console.measure(table).minimum <= console.width:
+                console.print(table)
+        folder = Path(self.folder or log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(matrix, names, folder)
         draw(matrix, names, folder / "confusion.png")
-        console.print(f"written: {folder}/confusion.png, confusion.csv, per_class.csv", highlight=False, soft_wrap=True)
+        print(f"written: {folder}/confusion.png, confusion.csv, per_class.csv")
 
 
 def per_class_accuracy(matrix: Tensor) -> list[float]:
@@ -49,13 +57,20 @@ def per_class_accuracy(matrix: Tensor) -> list[float]:
 
 
 def per_class_table(matrix: Tensor, names: Sequence[str]) -> Table:
-    """Accuracy, number of images and commonest mistake of each class, the best first."""
+    """Accuracy, number of images and commonest mistake of each class, the best first, those without images last."""
     accuracies = per_class_accuracy(matrix)
-    order = sorted(range(len(names)), key=lambda i: -accuracies[i] if accuracies[i] == accuracies[i] else 2)
+    tested = sorted((i for i, a in enumerate(accuracies) if not math.isnan(a)), key=lambda i: -accuracies[i])
+    untested = [i for i, a in enumerate(accuracies) if math.isnan(a)]
     title = "accuracy by class"
-    if len(names) > FEW:
-        title += f" (the ten best and the ten worst of {len(names)}; all are in per_class.csv)"
-        order = [*order[:10], *order[-10:]]
+    if len(names) <= FEW:
+        order = [*tested, *untested]
+    elif len(tested) <= FEW:
+        title += f" (the {len(tested)} of {len(names)} with images; all are in per_class.csv)"
+        order = tested
+    else:
+        without = f" with images, {len(names)} in all" if untested else ""
+        title += f" (the ten best and the ten worst of {len(tested)}{without}; all are in per_class.csv)"
+        order = [*tested[:10], *tested[-10:]]
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in ("class", "images", "accuracy", "most often taken for"):
         table.add_column(column, justify="right" if column in ("images", "accuracy") else "left")
@@ -64,7 +79,8 @@ def per_class_table(matrix: Tensor, names: Sequence[str]) -> Table:
         mistakes[i] = 0
         worst = int(mistakes.argmax())
         taken = f"{names[worst]} ({int(mistakes[worst])})" if mistakes[worst] else ""
-        table.add_row(names[i], str(int(matrix[i].sum())), f"{accuracies[i]:.1%}", taken)
+        accuracy = "-" if math.isnan(accuracies[i]) else f"{accuracies[i]:.1%}"
+        table.add_row(escape(names[i]), str(int(matrix[i].sum())), accuracy, escape(taken))
     return table
 
 
@@ -85,7 +101,7 @@ def confusion_table(matrix: Tensor, names: Sequence[str]) -> Table:
             f"[bold green]{int(v)}[/]" if i == j else (str(int(v)) if v else "[dim]·[/]")
             for j, v in enumerate(matrix[i])
         ]
-        table.add_row(f"{i} {name}", *cells)
+        table.add_row(escape(f"{i} {name}"), *cells)
     return table
 
 
@@ -104,33 +120,40 @@ def write_csv(matrix: Tensor, names: Sequence[str], folder: Path) -> None:
 
 def draw(matrix: Tensor, names: Sequence[str], path: Path) -> None:
     """Draws the matrix as a picture, each row as shares of its class."""
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     shares = matrix.float() / matrix.sum(1, keepdim=True).clamp_min(1)
     count = len(names)
-    side = 2.5 + 0.55 * count if count <= FEW else 9.0
+    few = count <= FEW
+    side = 2.5 + 0.55 * count if few else 11.0
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
-    picture = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(picture, ax=axes, label="share of the class", fraction=0.046, pad=0.03)
+    # The root of a share, since a mistake worth seeing is a share of a few per cent.
+    norm = PowerNorm(0.5, vmin=0, vmax=1)
+    picture = axes.imshow(shares.numpy(), cmap="Blues", norm=norm)
+    figure.colorbar(picture, ax=axes, label="share of the class", fraction=0.046, pad=0.03, ticks=SHARES)
     step = 1 if count <= 100 else -(-count // 50)
     ticks = list(range(0, count, step))
-    size = 9 if count <= FEW else 5
-    axes.set_xticks(
-        ticks,
-        [names[i] for i in ticks],
-        rotation=90 if count > FEW else 45,
-        ha="center" if count > FEW else "right",
-        fontsize=size,
-    )
-    axes.set_yticks(ticks, [names[i] for i in ticks], fontsize=size)
-    if count <= FEW:
+    labels = [_label(names[i]) for i in ticks]
+    size = 9 if few else 6
+    axes.set_xticks(ticks, labels, fontsize=size, rotation_mode="anchor", rotation=45 if few else 90, ha="right")
+    axes.set_yticks(ticks, labels, fontsize=size)
+    if not few:
+        for text in axes.get_xticklabels():
+            text.set_verticalalignment("center")
+    if few:
         for i in range(count):
             for j in range(count):
                 if matrix[i, j]:
-                    color = "white" if shares[i, j] > 0.5 else "black"
+                    color = "white" if norm(float(shares[i, j])) > 0.6 else "black"
                     axes.text(j, i, str(int(matrix[i, j])), ha="center", va="center", fontsize=8, color=color)
     axes.set_xlabel("taken for")
     axes.set_ylabel("class")
     axes.set_title(f"top-1 {float(matrix.trace() / matrix.sum().clamp_min(1)):.2%} of {int(matrix.sum()):,} images")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def _label(name: str) -> str:
+    """A name short enough for an axis; matplotlib reads what stands between dollars as mathematics."""
+    return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")

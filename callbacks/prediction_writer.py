@@ -1,12 +1,13 @@
 """A CSV of predictions: path, label, probability."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_warn
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -23,10 +24,14 @@ class PredictionWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.path = path
         self._written = 0
+        self._target: Path | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._written = 0
-        target = self._target(trainer)
+        # Asks the other processes, so it is done once here: later a process may have fewer batches than another.
+        folder = trainer.log_dir or trainer.default_root_dir
+        target = Path(trainer.strategy.broadcast(self.path or str(Path(folder) / "predictions.csv")))
+        self._target = target
         target.parent.mkdir(parents=True, exist_ok=True)
         self._part(target, trainer.global_rank).write_text("", encoding="utf-8")
 
@@ -40,9 +45,19 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
+        if self._target is None:
+            return
+        if not (isinstance(prediction, Mapping) and {"paths", "probabilities"} <= prediction.keys()):
+            rank_zero_warn(
+                f"no {self._target.name} is written: predict_step of {type(pl_module).__name__} does not give "
+                '{"paths": [...], "probabilities": [B, K]}'
+            )
+            self._part(self._target, trainer.global_rank).unlink(missing_ok=True)
+            self._target = None
+            return
         names = getattr(pl_module, "class_names", None)
         probabilities, labels = prediction["probabilities"].max(-1)
-        with self._part(self._target(trainer), trainer.global_rank).open("a", newline="", encoding="utf-8") as file:
+        with self._part(self._target, trainer.global_rank).open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             for path, label, probability in zip(
                 prediction["paths"], labels.tolist(), probabilities.tolist(), strict=True
@@ -54,9 +69,9 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         trainer.strategy.barrier("predictions")
-        if not trainer.is_global_zero:
+        target = self._target
+        if target is None or not trainer.is_global_zero:
             return
-        target = self._target(trainer)
         rows: list[list[str]] = []
         for rank in range(trainer.world_size):
             part = self._part(target, rank)
@@ -69,10 +84,6 @@ class PredictionWriter(BasePredictionWriter):
             writer.writerow(["path", "label", "probability"])
             writer.writerows(row[1:] for row in rows)
         print(f"written: {target} ({len(rows)} images)")
-
-    def _target(self, trainer: Trainer) -> Path:
-        folder = trainer.log_dir or trainer.default_root_dir
-        return Path(trainer.strategy.broadcast(self.path or str(Path(folder) / "predictions.csv")))
 
     @staticmethod
     def _part(target: Path, rank: int) -> Path:

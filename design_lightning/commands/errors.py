@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
@@ -34,6 +35,8 @@ def explain(message: str, args: Sequence[str]) -> str:
         args: the command line, in which and in whose configurations the wrong word is looked up.
     """
     key = _last(_KEY.findall(message))
+    if message.startswith("Problems parsing config"):
+        return _not_yaml(args) or " ".join(message.split())
     if found := _MISSING.search(message):
         missing = ", ".join(name.rpartition(".")[2] for name in found.group(1).split(", "))
         return f"no {missing} given: start from a recipe with --config NAME; design-train recipes lists them"
@@ -56,6 +59,21 @@ def explain(message: str, args: Sequence[str]) -> str:
             return f"{_full_key(key, args)}expected {' or '.join(kinds)}, not {value!r}{_where(value, args)}"
     text = " ".join(message.split())
     return text if len(text) <= 240 else f"{text[:160]} ... {text[-80:]}"
+
+
+def _configs(args: Sequence[str]) -> list[Path]:
+    """The configuration files of a command line."""
+    paths = (Path(arg.rpartition("=")[2]) for arg in args if arg.endswith((".yaml", ".yml")))
+    return [path for path in paths if path.is_file()]
+
+
+def _not_yaml(args: Sequence[str]) -> str:
+    for path in _configs(args):
+        try:
+            yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            return f"{path} is not YAML: {' '.join(str(error).split())}"
+    return ""
 
 
 def _last(found: Sequence[str]) -> str:
@@ -94,11 +112,10 @@ def _where(word: str, args: Sequence[str]) -> str:
     if any(word in arg for arg in args if not arg.endswith(".yaml")):
         return ""
     pattern = re.compile(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])")
-    for path in (Path(arg.rpartition("=")[2]) for arg in args if arg.endswith((".yaml", ".yml"))):
-        if path.is_file():
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-                if pattern.search(line.partition("#")[0]):
-                    return f" ({path}, line {number})"
+    for path in _configs(args):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            if pattern.search(line.partition("#")[0]):
+                return f" ({path}, line {number})"
     return ""
 
 

@@ -13,10 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from design_lightning import data, training
-from design_lightning.callbacks import BinarySummary, ConfusionMatrixReport, PredictionWriter, ThroughputProgressBar
 from design_lightning.cli import DEBUG, fail
-from design_lightning.commands.errors import explain
 from design_lightning.commands.recipes import find_config
 from design_lightning.training import DesignTrainer
 
@@ -30,6 +27,8 @@ class DesignParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # noqa: D102
         if os.environ.get(DEBUG) and ex is not None:
             raise ex
+        from design_lightning.commands.errors import explain
+
         fail(f"{explain(message, sys.argv[1:])} (see: design-train {sys.argv[1]} --help)", code=2)
 
 
@@ -38,7 +37,9 @@ class DesignCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """One of `DesignParser`, with LightningCLI's `--config`."""
-        kwargs.setdefault("dump_header", ["design-lightning"])
+        kwargs.setdefault(
+            "epilog", "The model's options: --model.help DesignClassifier. The data's: --data.help CIFAR10."
+        )
         parser = DesignParser(**kwargs)
         parser.add_argument(
             "-c", "--config", action="config", help="A recipe's name or a YAML file; may be given several times."
@@ -55,6 +56,13 @@ class DesignCLI(LightningCLI):
         torch.set_float32_matmul_precision("high")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        from design_lightning.callbacks import (
+            BinarySummary,
+            ConfusionMatrixReport,
+            PredictionWriter,
+            ThroughputProgressBar,
+        )
+
         given = [*(config.get("callbacks") or []), *callbacks]
         defaults: list[type[Callback]] = [BinarySummary, ConfusionMatrixReport, PredictionWriter]
         if config.get("enable_progress_bar") is not False:
@@ -72,9 +80,8 @@ class DesignCLI(LightningCLI):
 
 def main(command: str, args: Sequence[str]) -> None:
     """Runs a command of Lightning."""
-    for package in (data, training):  # so that configurations find their classes by bare name
-        for name in package.__all__:
-            getattr(package, name)
+    if not {"-h", "--help"} & set(args):
+        _import_classes()
     _hush()
     _check_checkpoint(args)
     given = sys.argv
@@ -96,6 +103,15 @@ def main(command: str, args: Sequence[str]) -> None:
         raise ValueError(str(error)) from error
     finally:
         sys.argv = given
+
+
+def _import_classes() -> None:
+    """Imports what configurations name by its bare name. Help does without: timm and torchvision take seconds to import."""
+    from design_lightning import callbacks, data, training
+
+    for package in (callbacks, data, training):
+        for name in package.__all__:
+            getattr(package, name)
 
 
 def _check_checkpoint(args: Sequence[str]) -> None:

@@ -6,8 +6,8 @@ from design_lightning._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from design_lightning.training.classifier import DesignClassifier
-    from design_lightning.training.losses import SquaredHinge
     from design_lightning.training.groups import parameter_groups
+    from design_lightning.training.losses import SquaredHinge
     from design_lightning.training.schedules import CosineDecay, FractionSchedule, LinearDecay, StepDecay, with_warm_up
     from design_lightning.training.trainer import DesignTrainer
 

@@ -85,6 +85,8 @@ class DesignClassifier(LightningModule):
         super().__init__()
         if isinstance(binary, Mapping):  # as a checkpoint stores it
             binary = BinaryConfig.from_dict(binary)
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}; a classifier tells at least two classes apart")
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"num_classes is {num_classes}, but there are {len(class_names)} class names")
         if warmup_steps and warmup_epochs:

@@ -44,7 +44,6 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[
     }
 
     def arguments(name: str) -> list[str]:
-
         if name == "FashionMNISTSubset":
             return []
         assert name in make, f"no tiny data for {name}: add some here, so that its recipes are tested"
