@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 FEW = 20
@@ -22,7 +24,8 @@ class ConfusionMatrixReport(Callback):
     """After `test`, prints the accuracy of each class and writes `confusion.csv`, `confusion.png` and `per_class.csv`.
 
     The LightningModule gives the matrix as `test_confusion` [K, K] (rows: the true class), and may give `class_names`.
-    With more than twenty classes the terminal shows the ten best and the ten worst, and says so.
+    With more than twenty classes the terminal shows the ten best and the ten worst, and says so. It shows the matrix where
+    that fits.
 
     Args:
         folder: where the files go; the log folder of the run if null.
@@ -41,7 +44,7 @@ class ConfusionMatrixReport(Callback):
         console.print(per_class_table(matrix, names))
         if len(names) <= FEW:
             table = confusion_table(matrix, names)
-            if console.measure(table).minimum <= console.width:
+            if Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width:
                 console.print(table)
         folder = Path(self.folder or log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +59,7 @@ def per_class_accuracy(matrix: Tensor) -> list[float]:
     return [float(matrix[i, i]) / float(n) if n else float("nan") for i, n in enumerate(counts)]
 
 
-def per_class_table(matrix: Tensor, names: Sequence[str]) -> Table:
+def per_class_table(matrix: Tensor, names: Sequence[str]) -> Group:
     """Accuracy, number of images and commonest mistake of each class, the best first, those without images last."""
     accuracies = per_class_accuracy(matrix)
     tested = sorted((i for i, a in enumerate(accuracies) if not math.isnan(a)), key=lambda i: -accuracies[i])
@@ -71,7 +74,7 @@ def per_class_table(matrix: Tensor, names: Sequence[str]) -> Table:
         without = f" with images, {len(names)} in all" if untested else ""
         title += f" (the ten best and the ten worst of {len(tested)}{without}; all are in per_class.csv)"
         order = [*tested[:10], *tested[-10:]]
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("class", "images", "accuracy", "most often taken for"):
         table.add_column(column, justify="right" if column in ("images", "accuracy") else "left")
     for i in order:
@@ -81,18 +84,12 @@ def per_class_table(matrix: Tensor, names: Sequence[str]) -> Table:
         taken = f"{names[worst]} ({int(mistakes[worst])})" if mistakes[worst] else ""
         accuracy = "-" if math.isnan(accuracies[i]) else f"{accuracies[i]:.1%}"
         table.add_row(escape(names[i]), str(int(matrix[i].sum())), accuracy, escape(taken))
-    return table
+    return Group(Text(title, style="italic"), table)
 
 
-def confusion_table(matrix: Tensor, names: Sequence[str]) -> Table:
+def confusion_table(matrix: Tensor, names: Sequence[str]) -> Group:
     """The matrix with a numbered column for each class, so that it fits a terminal."""
-    table = Table(
-        title="rows: the class; columns: what it was taken for",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True, max_width=16, overflow="ellipsis")
     for j in range(len(names)):
         table.add_column(str(j), justify="right", no_wrap=True)
@@ -102,7 +99,7 @@ def confusion_table(matrix: Tensor, names: Sequence[str]) -> Table:
             for j, v in enumerate(matrix[i])
         ]
         table.add_row(escape(f"{i} {name}"), *cells)
-    return table
+    return Group(Text("rows: the class; columns: what it was taken for", style="italic"), table)
 
 
 def write_csv(matrix: Tensor, names: Sequence[str], folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -51,6 +52,26 @@ class DesignCLI(LightningCLI):
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
+    def _parse_ckpt_path(self) -> None:
+        """Takes the network of a `--ckpt_path` from the checkpoint, whatever the configuration says."""
+        config = self.config[self.config.subcommand]
+        path, model = config.get("ckpt_path"), config.get("model")
+        if not (path and model and Path(path).is_file() and model.class_path.endswith(".DesignClassifier")):
+            return
+        stored = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
+        network = {name: stored[name] for name in ("backbone", "backbone_args", "channels_last") if name in stored}
+        if binary := stored.get("binary"):
+            binary = {name: value for name, value in binary.items() if name != "format_version"}
+        network["binary"] = binary
+        for name, value in network.items():  # set whole: merged, an override of the configuration would survive
+            given = model.init_args.get(name)
+            stored_value = Namespace(value) if name == "binary" and value else value
+            if given != stored_value:
+                print(
+                    f"{name} is taken from the checkpoint {path}, which differs from the configuration", file=sys.stderr
+                )
+            model.init_args[name] = stored_value
+
     def before_instantiate_classes(self) -> None:
         """Lets float32 matrix products use tensor cores."""
         torch.set_float32_matmul_precision("high")
@@ -82,7 +103,7 @@ def main(command: str, args: Sequence[str]) -> None:
     """Runs a command of Lightning."""
     if not {"-h", "--help"} & set(args):
         _import_classes()
-    _hush()
+    _hush(command)
     _check_checkpoint(args)
     given = sys.argv
     # Not as LightningCLI's `args`: DDP starts its other processes with what sys.argv holds.
@@ -127,8 +148,10 @@ def _check_checkpoint(args: Sequence[str]) -> None:
             )
 
 
-def _hush() -> None:
+def _hush(command: str) -> None:
     """Leaves out what Lightning says to its own developers or advertises; its other warnings stay."""
+    if command != "fit":
+        warnings.filterwarnings("ignore", message="The dirpath has changed.*")
     for message in (
         ".*does not have many workers.*",
         ".*treespec, LeafSpec.*",

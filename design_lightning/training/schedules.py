@@ -5,6 +5,7 @@ steps once an optimizer step. torch's own schedulers serve as well, in their own
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -96,20 +97,24 @@ class StepDecay(FractionSchedule):
 def with_warm_up(scheduler: LRScheduler, warmup_steps: int, total_steps: int | float) -> LRScheduler:
     """A scheduler that first rises linearly for `warmup_steps` optimizer steps: the rate of step k is (k + 1) / (steps + 1).
 
-    A `FractionSchedule` whose `total_steps` is 0 gets what is left of `total_steps` after the warm-up.
+    A `FractionSchedule` whose `total_steps` is 0 gets what is left of `total_steps` after the warm-up. Where nothing is left,
+    as in a trial run of one epoch, the rate only rises, and a warning says so.
 
     Raises:
-        ValueError: if such a schedule has no end, or the warm-up is not shorter than training.
+        ValueError: if such a schedule has no end.
     """
+    if warmup_steps >= total_steps:
+        warnings.warn(
+            f"the warm-up of {warmup_steps} steps is longer than training, {int(total_steps)} steps: the learning rate only rises",
+            stacklevel=2,
+        )
     if isinstance(scheduler, FractionSchedule) and not scheduler.total_steps:
         if not math.isfinite(total_steps):
             raise ValueError(
                 f"{type(scheduler).__name__} goes by the share of training done, but training has no end; "
                 "set trainer.max_epochs or trainer.max_steps"
             )
-        if warmup_steps >= total_steps:
-            raise ValueError(f"{warmup_steps} steps of warm-up are not shorter than training, {int(total_steps)} steps")
-        scheduler.total_steps = int(total_steps) - warmup_steps
+        scheduler.total_steps = max(int(total_steps) - warmup_steps, 1)
     if not warmup_steps:
         return scheduler
     optimizer = scheduler.optimizer
