@@ -176,7 +176,6 @@ def test_imagenet_trains_in_the_two_stages_of_its_header(
     assert (one["init_args"]["binary"]["stage"], two["init_args"]["binary"]["stage"]) == ("activations", "both")
 
 
-@pytest.mark.xfail(raises=SystemExit, strict=True, reason="a fast_dev_run is one step, shorter than the warm-up")
 def test_recipe_with_a_warm_up_allows_a_fast_dev_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     main(["fit", "--config", "quickstart", *SMALL, "--trainer.fast_dev_run", "true"])
