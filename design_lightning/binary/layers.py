@@ -179,8 +179,8 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
             )
         self.padding_value = padding_value
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.convolve(self.stage_input(x), self.stage_weight())
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102  named as in the float layer
+        return self.convolve(self.stage_input(input), self.stage_weight())
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """Pads x with `padding_value` and convolves it."""
@@ -253,8 +253,8 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         layer._make_binary(activation, weight, weight_args, stage)
         return layer
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return F.linear(self.stage_input(x), self.stage_weight(), self.bias)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        return F.linear(self.stage_input(input), self.stage_weight(), self.bias)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"{super().extra_repr()}, stage={self.stage}"

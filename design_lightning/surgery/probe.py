@@ -86,7 +86,7 @@ def probe(model: nn.Module, example_input: Tensor | Sequence[int] | None = None)
                     twin = _meta_twin(model)
                     return _watched_forward(twin, torch.empty(shape, device="meta", dtype=_dtype(model)))
                 given = example_input if isinstance(example_input, Tensor) else torch.randn(shape)
-                return _watched_forward(model, given.to(_device(model), _dtype(model)))
+                return _watched_forward(model, given.detach().to(_device(model), _dtype(model)))
             except Exception as error:  # whatever a foreign forward may raise
                 failures.append(
                     f"{list(shape)} on {where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -148,6 +148,15 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """A module that runs: its name, its first input, and what was known of that when it came (it may be overwritten)."""
+
+    name: str
+    x: Tensor | None
+    flow: Flow
+
+
 class _Watch(TorchFunctionMode):
     """Sees every function of torch through `__torch_function__`, and every module through hooks."""
 
@@ -155,14 +164,15 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.seen = seen
-        self.stack: list[str] = []
+        self.stack: list[_Frame] = []
         self.opaque = 0  # how many activation or gate modules are running: their inner operations are theirs
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # An in-place operation overwrites its operand's knowledge, so it is read first.
         operands = [*_unrolled(args), *_unrolled(tuple(kwargs.values()))]
-        flow = None if self.opaque else after(func, operands, self.stack[-1] if self.stack else "", self.seen.findings)
+        inside = self.stack[-1].name if self.stack else ""
+        flow = None if self.opaque else after(func, operands, inside, self.seen.findings)
         result = func(*args, **kwargs)
         if flow is not None and isinstance(result, Tensor | list | tuple):
             set_flow(result, replace(flow, gate_layers=frozenset()) if _is_pooled(result, operands) else flow)
@@ -172,53 +182,44 @@ class _Watch(TorchFunctionMode):
     def hooks(self) -> Iterator[None]:
         handles = []
         for name, module in self.model.named_modules():
-            handles.append(module.register_forward_pre_hook(self._entering(name, module)))
-            handles.append(module.register_forward_hook(self._leaving(name, module)))
+            handles.append(module.register_forward_pre_hook(self._entering(name), with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leaving))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _entering(self, name: str, module: nn.Module) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self.stack.append(name)
-            x = inputs[0] if inputs else None
+    def _entering(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
+            frame = _Frame(name, x, flow_of(x) or Flow())
+            self.stack.append(frame)
             if isinstance(module, (*ACTIVATION_MODULES, *GATE_MODULES)):
                 self.opaque += 1
-            if isinstance(module, ACTIVATION_MODULES) and isinstance(x, Tensor):
+            if x is None:
+                return
+            if isinstance(module, ACTIVATION_MODULES):
                 self.seen.activations.setdefault(name, []).append(tuple(x.shape))
-            if isinstance(x, Tensor) and is_weight_layer(module):
-                call = self.seen.layers.setdefault(name, LayerCall(flow_of(x) or Flow(), tuple(x.shape)))
+            if is_weight_layer(module):
+                call = self.seen.layers.setdefault(name, LayerCall(frame.flow, tuple(x.shape)))
                 call.input_shape = tuple(x.shape)
+                call.flow = _both(call.flow, frame.flow)  # a layer that is called twice answers for both of its inputs
                 self.seen.findings.inputs[name] = x
-                # A layer that is called twice answers for both of its inputs.
-                call.flow = _both(call.flow, flow_of(x) or Flow())
-            self._inputs.append(flow_of(x))
 
         return hook
 
-    _inputs: list[Flow | None]
-
-    def _leaving(self, name: str, module: nn.Module) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self.stack.pop()
-            flow = self._inputs.pop()
-            if isinstance(module, GATE_MODULES):
-                self.opaque -= 1
-                set_flow(output, after_gate(flow or Flow()))
-            elif isinstance(module, ACTIVATION_MODULES):
-                self.opaque -= 1
-                set_flow(output, after_activation(flow or Flow(), name, isinstance(module, ONE_SIDED)))
-            elif is_weight_layer(module) and inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-                self.seen.layers[name].macs += _macs(module, output)
-                set_flow(output, after_layer(flow, name, _is_one_pixel(inputs[0])))
-
-        return hook
-
-    def __enter__(self) -> Any:
-        self._inputs = []
-        return super().__enter__()
+    def _leaving(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        frame = self.stack.pop()
+        if isinstance(module, GATE_MODULES):
+            self.opaque -= 1
+            set_flow(output, after_gate(frame.flow))
+        elif isinstance(module, ACTIVATION_MODULES):
+            self.opaque -= 1
+            set_flow(output, after_activation(frame.flow, frame.name, isinstance(module, ONE_SIDED)))
+        elif is_weight_layer(module) and frame.x is not None and isinstance(output, Tensor):
+            self.seen.layers[frame.name].macs += _macs(module, output)
+            set_flow(output, after_layer(frame.flow, frame.name, _is_one_pixel(frame.x)))
 
 
 def _unrolled(values: Sequence[Any]) -> list[Any]:

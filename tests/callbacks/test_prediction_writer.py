@@ -1,4 +1,5 @@
 import csv
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
-from design_lightning.callbacks import BinarySummary, ConfusionMatrixReport, PredictionWriter
+from design_lightning.callbacks import ConfusionMatrixReport, PredictionWriter
 
 
 class Images(Dataset):
@@ -117,13 +118,14 @@ def test_other_predictions_are_left_alone_with_a_warning(
     assert not list(tmp_path.iterdir())
 
 
-def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
+def test_two_processes_write_what_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
-    for processes in (1, 2):
-        command = [sys.executable, str(script), str(processes), str(tmp_path / str(processes))]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert result.returncode == 0, result.stderr[-2000:]
+    monkeypatch.setattr(sys, "argv", [str(script), "1", str(tmp_path / "1")])
+    runpy.run_path(str(script), run_name="__main__")
+    command = [sys.executable, str(script), "2", str(tmp_path / "2")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
     one, two = (read(tmp_path / str(n) / "predictions.csv") for n in (1, 2))
     assert [row["path"] for row in one] == [f"folder/{i}.jpg" for i in range(9)]
     assert two == one

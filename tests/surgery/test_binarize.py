@@ -508,3 +508,13 @@ def test_padding_mode_that_stays_is_said() -> None:
         nn.Sequential(nn.Conv2d(3, 8, 3), conv, nn.Conv2d(8, 2, 1)), dl.BinaryConfig(padding_value=1), (1, 3, 8, 8)
     )
     assert report.rows[1].reason.endswith("padding stays reflect")
+
+
+def test_layers_that_are_called_by_keyword_are_seen() -> None:
+    class ByKeyword(DataDependent):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(input=self.b(input=self.act(input=self.a(input=x))))
+
+    model = ByKeyword()
+    assert rules(dl.binarize_(model)) == {"a": "first", "act": "companion", "b": "binary", "c": "last"}
+    assert model(torch.randn(2, 6)).shape == (2, 3)
