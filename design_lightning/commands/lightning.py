@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -95,8 +96,9 @@ class DesignCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Prints what came out, and the next command."""
+        folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every process: it is a collective
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
-            print(_outcome(self.trainer, self.config.get("fit", self.config)))
+            print(_outcome(self.trainer, folder))
 
 
 def main(command: str, args: Sequence[str]) -> None:
@@ -177,7 +179,8 @@ def _with_found_configs(args: Sequence[str]) -> list[str]:
     return found
 
 
-def _outcome(trainer: Trainer, config: Any) -> str:
+def _outcome(trainer: Trainer, folder: str) -> str:
+    """The last lines of `fit`: the best score, the checkpoint, the logs in `folder`, and the next command."""
     checkpoint = trainer.checkpoint_callback
     path = getattr(checkpoint, "best_model_path", "") or getattr(checkpoint, "last_model_path", "")
     score = getattr(checkpoint, "best_model_score", None)
@@ -189,8 +192,9 @@ def _outcome(trainer: Trainer, config: Any) -> str:
         shown = f"{float(score):.2%}" if monitor and "top" in monitor else f"{float(score):.4f}"
         lines.append(f"best {monitor}: {shown}")
     lines.append(f"checkpoint: {path or 'none was saved'}")
-    lines.append(f"logs: {trainer.log_dir or trainer.default_root_dir}")
+    lines.append(f"logs: {folder}")
     if path:
-        saved = f"{trainer.log_dir or trainer.default_root_dir}/config.yaml"
-        lines.append(f"next: design-train test --config {saved} --ckpt_path {path}")
+        lines.append(
+            f"next: design-train test --config {shlex.quote(f'{folder}/config.yaml')} --ckpt_path {shlex.quote(path)}"
+        )
     return "\n".join(lines)

@@ -4,12 +4,12 @@ from collections.abc import Callable
 import pytest
 import timm
 import torch
-from design_lightning.callbacks import BinarySummary
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from design_lightning.binary import BinaryLayer
+from design_lightning.callbacks import BinarySummary
 from design_lightning.surgery import BinaryConfig, binarize_
 from design_lightning.training import DesignClassifier
 

@@ -2,14 +2,16 @@ import csv
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from design_lightning.callbacks import ConfusionMatrixReport
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from design_lightning.callbacks import ConfusionMatrixReport
 
 KNOWN = torch.tensor([[8, 2, 0], [1, 3, 0], [0, 0, 5]])
 KNOWN_NAMES = ("cat", "dog", "boat")
@@ -19,7 +21,7 @@ Report = Callable[..., str]
 
 @pytest.fixture
 def report(
-    plain: Callable[[nn.Module], LightningModule],
+    plain: Callable[[nn.Module], Any],
     trainer: Callable[..., Trainer],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

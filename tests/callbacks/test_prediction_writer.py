@@ -4,13 +4,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from design_lightning.callbacks import PredictionWriter
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from torch import nn
 
+from design_lightning.callbacks import PredictionWriter
 from design_lightning.data import FashionMNISTSubset
 from design_lightning.training import DesignClassifier
 
@@ -109,7 +110,7 @@ def test_labels_are_numbers_where_there_are_no_class_names(trainer: Callable[...
 
 
 def test_other_predictions_are_left_alone_with_a_warning(
-    plain: Callable[[nn.Module], LightningModule], trainer: Callable[..., Trainer], tmp_path: Path
+    plain: Callable[[nn.Module], Any], trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     module = plain(nn.Flatten())
     module.predict_step = lambda batch, batch_idx: batch[0].mean((1, 2, 3))

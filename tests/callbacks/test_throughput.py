@@ -3,10 +3,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from design_lightning.callbacks import ThroughputProgressBar
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+
+from design_lightning.callbacks import ThroughputProgressBar
 
 PAUSE = 0.03
 BATCH = 4

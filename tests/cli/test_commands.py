@@ -213,7 +213,6 @@ def test_predict_writes_a_row_an_image(
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
 
 
-@pytest.mark.xfail(strict=True, reason="after_fit asks for trainer.log_dir, a collective, on the first process alone")
 def test_fit_on_two_processes_ends_with_one_outcome(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("design-train")
     options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1"]
