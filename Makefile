@@ -11,8 +11,8 @@ quickstart: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
-test-all: .venv/installed
-	$(BIN)/python -m pytest -m "slow or not slow"
+test-all: test
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff check .

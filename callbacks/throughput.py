@@ -5,7 +5,12 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
+from rich.progress import BarColumn
 from torch import Tensor
+
+NARROW = 110
+"""In a terminal of fewer columns the bar is short, so that the metrics beside it stay on two lines."""
 
 
 class ThroughputProgressBar(RichProgressBar):
@@ -42,6 +47,15 @@ class ThroughputProgressBar(RichProgressBar):
             self._images += len(images) * trainer.world_size if isinstance(images, Tensor) else 0
         self._mark = now
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:  # noqa: D102
+        columns = super().configure_columns(trainer)
+        if self._console is None or self._console.width >= NARROW or trainer.state.fn != "fit":
+            return columns
+        for column in columns:
+            if isinstance(column, BarColumn):
+                column.bar_width = 10
+        return [column for column in columns if not isinstance(column, ProcessingSpeedColumn)]  # img/s says it
 
     @property
     def images_per_second(self) -> float:

@@ -175,6 +175,7 @@ class DeSign(BinaryActivation):
         else:
             self.register_buffer("levels", levels)
         self.register_buffer("scale", torch.tensor(float(scale)))
+        self.start = {"levels": self.kernel.levels, "scale": float(scale)}
 
     @property
     def gamma_from(self) -> nn.Module | None:
@@ -221,7 +222,8 @@ class DeSign(BinaryActivation):
         if tokens != self.prefix_tokens + rows * columns:
             raise ValueError(
                 f"{tokens} tokens are not {self.prefix_tokens} prefix tokens and a grid of {rows} x {columns}; "
-                "set `grid` and `prefix_tokens` of this DeSign, or grid=None for thresholds periodic along the tokens"
+                "for inputs of another size set the attributes `grid` and `prefix_tokens` of this DeSign; grid None makes the "
+                "thresholds periodic along the tokens"
             )
         on_grid = tile(levels, channels, rows, columns, self.align).flatten(1).t()
         return torch.cat([on_grid.new_zeros(self.prefix_tokens, on_grid.shape[1]), on_grid])

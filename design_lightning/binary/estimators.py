@@ -32,6 +32,7 @@ class AnnealedEstimator(Float32State, Estimator):
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
         self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.start = {"temperature": float(temperature)}
 
     def extra_repr(self) -> str:  # noqa: D102
         return "" if self.temperature.is_meta else f"temperature={self.temperature.item():g}"

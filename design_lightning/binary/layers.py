@@ -65,11 +65,15 @@ class BinaryLayer(nn.Module):
     def set_stage(self, stage: Stage) -> None:
         """Sets what is binary from the next forward on.
 
+        When binary weights follow real ones, a learned scale starts anew from the latent weights as they are by then.
+
         Raises:
             ValueError: if the stage is none of `float`, `activations`, `both`.
         """
         if stage not in get_args(Stage):
             raise ValueError(f"unknown stage {stage!r}: use one of {', '.join(get_args(Stage))}")
+        if stage == "both" and getattr(self, "stage", "both") != "both":
+            self.weight_binarizer.reset_scale(self.latent_weight())
         self.stage = stage
 
     @property
@@ -91,8 +95,8 @@ class BinaryLayer(nn.Module):
         return {"stage": self.stage}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """The stage, from a state dict."""
-        self.set_stage(state["stage"])
+        """The stage, from a state dict, which brings the scales that belong to it."""
+        self.stage = state["stage"]
 
 
 class BinaryConv2d(BinaryLayer, nn.Conv2d):

@@ -142,6 +142,7 @@ class ReCUWeight(WeightBinarizer):
                 f"ReCU standardises over the fan-in, which is 1 in weights of shape {list(latent.shape)}; use 'xnor'"
             )
         self.register_buffer("tau", torch.tensor(float(tau)))
+        self.start = {"tau": float(tau)}
         self.alpha = nn.Parameter(_mean_abs(latent.detach()).to(latent.dtype))
 
     def _standardised(self, w: Tensor) -> Tensor:

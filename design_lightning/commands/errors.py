@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers import Logger
 
 from design_lightning._names import did_you_mean
+from design_lightning.commands.recipes import recipes
 from design_lightning.surgery import BinaryConfig
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
@@ -44,6 +45,9 @@ def explain(message: str, args: Sequence[str]) -> str:
         return _unknown_option(found.group(1), args)
     if found := _UNRECOGNIZED.search(message):
         word = found.group(1).split()[0]
+        if not word.startswith("-"):
+            hint = f": did you mean --config {word}?" if word in recipes() else ""
+            return f"unexpected {word!r}{hint}"
         return _unknown_option(word.lstrip("-").partition("=")[0], args)
     if names := _UNKNOWN_CLASS.findall(message):
         name = _last(names)

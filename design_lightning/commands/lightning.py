@@ -94,6 +94,17 @@ class DesignCLI(LightningCLI):
             config["enable_model_summary"] = False  # BinarySummary says more
         return super()._instantiate_trainer(config, [*callbacks, *missing])
 
+    def before_validate(self) -> None:
+        """Says so where random weights would be measured."""
+        config = self.config[self.subcommand]
+        given = config.model.get("init_args") or {}
+        if self.trainer.is_global_zero and not (
+            config.get("ckpt_path") or given.get("weights") or given.get("pretrained")
+        ):
+            print("design-train: warning: no --ckpt_path given, so the network has random weights", file=sys.stderr)
+
+    before_test = before_predict = before_validate
+
     def after_fit(self) -> None:
         """Prints what came out, and the next command."""
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every process: it is a collective
@@ -107,6 +118,7 @@ def main(command: str, args: Sequence[str]) -> None:
         _import_classes()
     _hush(command)
     _check_checkpoint(args)
+    _check_linked(args)
     given = sys.argv
     # Not as LightningCLI's `args`: DDP starts its other processes with what sys.argv holds.
     sys.argv = [given[0], command, *_with_found_configs(args)]
@@ -135,6 +147,14 @@ def _import_classes() -> None:
     for package in (callbacks, data, training):
         for name in package.__all__:
             getattr(package, name)
+
+
+def _check_linked(args: Sequence[str]) -> None:
+    """Refuses what the data would overrule without a word."""
+    for arg in args:
+        option = arg.partition("=")[0]
+        if option in {f"--model.{prefix}{name}" for prefix in ("", "init_args.") for name in LINKED}:
+            raise ValueError(f"{option.lstrip('-')} comes from the data; leave it out, or choose other data")
 
 
 def _check_checkpoint(args: Sequence[str]) -> None:

@@ -76,13 +76,14 @@ def main(command: str, args: Sequence[str]) -> None:
     parser.parse_args(args)
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    # A line for each fact: as columns, the sources would be broken in mid-word at 80 columns.
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("recipe", no_wrap=True)
-    for name in FIELDS:
-        table.add_column(name, overflow="fold")
+    table.add_column("what it trains, and where that comes from")
     for recipe in recipes().values():
-        table.add_row(recipe.name, *recipe.facts.values())
+        table.add_row(recipe.name, Text("\n".join(f"{field}: {fact}" for field, fact in recipe.facts.items())))
     console = Console()
     console.print(table)
     console.print("\ntrain one with: design-train fit --config RECIPE", highlight=False)

@@ -61,8 +61,21 @@ def _refuse(model: nn.Module) -> None:
         )
 
 
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
+)
+
+
 def _swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
-    """Puts each replacement wherever its original stands, a shared module in all of its places."""
+    """Puts each replacement wherever its original stands, a shared module in all of its places.
+
+    The replacement has the mode and the hooks of its original: timm's `FeatureHookNet` hangs on hooks of activations.
+    """
+    for original, replacement in replacements.items():
+        replacement.train(original.training)
+        for name in _HOOKS:
+            setattr(replacement, name, getattr(original, name))
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in replacements:

@@ -1,13 +1,15 @@
 """`BinaryConfig`: everything that decides how a network is binarized, as one immutable value."""
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import yaml
+from torch import Tensor, nn
 
 from design_lightning._names import class_by_name, did_you_mean
 from design_lightning.binary import ACTIVATIONS, ESTIMATORS, WEIGHT_BINARIZERS
@@ -39,8 +41,8 @@ class BinaryConfig:
         activation: the binarizer of a layer's input: `design`, `sign`, `rsign`, the dotted path of a `BinaryActivation`, or
             null for layers whose weights alone become binary.
         activation_args: what the class of a dotted path takes beside `channels`, `layout` and the estimator.
-        kernel: of `design`: a published name, a kernel's JSON file (read at once, so that a checkpoint needs no file), or
-            levels [D, h, w]. Unused by the others.
+        kernel: of `design`: a published name, a kernel's JSON file (read at once, so that a checkpoint needs no file), a
+            `ThresholdKernel`, or levels [D, h, w]. Unused by the others.
         scale: of `design`: factor of the kernel; 1 is the paper's, 0 is plain Sign.
         scale_by_gamma: of `design`: multiply the thresholds by the weight of the one norm that feeds the layer.
         align: of `design`: `topleft` or `center`.
@@ -94,10 +96,20 @@ class BinaryConfig:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(map(str, choices))}")
         if self.activation is not None:
             class_by_name(self.activation, ACTIVATIONS, BinaryActivation, "activation")
-        class_by_name(self.estimator, ESTIMATORS, Estimator, "estimator")
-        class_by_name(self.weight, WEIGHT_BINARIZERS, WeightBinarizer, "weight binarizer")
-        if isinstance(self.kernel, str | Path) and str(self.kernel).endswith(".json"):
-            object.__setattr__(self, "kernel", _kernel_as_dict(ThresholdKernel.from_json(self.kernel)))
+        estimator = class_by_name(self.estimator, ESTIMATORS, Estimator, "estimator")
+        weight = class_by_name(self.weight, WEIGHT_BINARIZERS, WeightBinarizer, "weight binarizer")
+        _check_arguments("estimator_args", self.estimator_args, self.estimator, estimator)
+        _check_arguments("weight_args", self.weight_args, self.weight, weight)
+        is_file = isinstance(self.kernel, str | Path) and str(self.kernel).endswith(".json")
+        if is_file or isinstance(self.kernel, ThresholdKernel | Tensor):
+            object.__setattr__(self, "kernel", _kernel_as_dict(ThresholdKernel.of(cast(Any, self.kernel))))
+        if not isinstance(self.scale, int | float) or isinstance(self.scale, bool):
+            raise ValueError(f"scale must be a number, not {self.scale!r}")
+        if isinstance(self.skip, str):
+            raise ValueError(f"skip is a list of rules, such as [first, last], not {self.skip!r}")
+        for name in ("scale_by_gamma", "learn_kernel"):
+            if getattr(self, name) and self.activation != "design":
+                raise ValueError(f"{name} goes with activation 'design', not with {self.activation!r}; leave it out")
         if self.activation == "design":
             self.threshold_kernel()
         for rule in self.skip or ():
@@ -195,6 +207,16 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "policy": get_args(Policy),
     "stage": get_args(Stage),
 }
+
+
+def _check_arguments(field_name: str, arguments: Mapping[str, Any], choice: str, kind: type) -> None:
+    has_own = cast(Any, kind).__init__ is not nn.Module.__init__  # which takes anything, and refuses it later
+    parameters = inspect.signature(kind).parameters if has_own else {}
+    known = [name for name in parameters if name != "latent"]
+    for name in arguments:
+        if name not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"{field_name} has {name!r}, which {choice!r} does not take; {takes}")
 
 
 def _kernel_as_dict(kernel: ThresholdKernel) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import timm.layers
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame, get_same_padding
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from design_lightning.binary import BinaryConv2d, BinaryLayer, BinaryLinear
 
@@ -88,7 +89,9 @@ BINARY_TWINS: dict[type[nn.Module], type[BinaryLayer]] = {
 
 
 def binary_twin(layer: nn.Module) -> type[BinaryLayer] | None:
-    """The class that `layer` would become, or None where it has a forward that no listed class has."""
+    """The class that `layer` would become, or None where it has a forward or a weight that no listed class has."""
+    if is_parametrized(layer):
+        return None
     for ancestor in type(layer).__mro__:
         if ancestor in BINARY_TWINS:
             same_forward = all(
@@ -97,6 +100,14 @@ def binary_twin(layer: nn.Module) -> type[BinaryLayer] | None:
             )
             return BINARY_TWINS[ancestor] if same_forward else None
     return None
+
+
+def why_no_twin(layer: nn.Module) -> str:
+    """The reason for which `binary_twin` gave None."""
+    if is_parametrized(layer):
+        return "its weight is parametrized; remove_parametrizations first"
+    known = [ancestor for ancestor in type(layer).__mro__ if ancestor in BINARY_TWINS]
+    return f"{type(layer).__name__} has {'a forward of its own' if known else 'no binary twin'}"
 
 
 def is_weight_layer(module: nn.Module) -> bool:

@@ -28,7 +28,7 @@ class Flow:
         behind: all the weight layers that it depends on.
         gate_layers: the layers that made it, should it turn out to be a gate: the last, and those before it that saw one pixel.
         is_gate: whether it left a sigmoid or a softmax.
-        norm: the one norm that it comes from, with only activations, pools and reshapes between, if there is one.
+        norm: the one norm that it comes from, with only activations and pools between, if there is one.
         activation: the one activation that it comes from, with only pools and reshapes between, if there is one.
     """
 
@@ -106,6 +106,23 @@ _MIXERS = _functions(
 _ADDITIONS = _functions("add", "add_", "__add__", "__radd__", "__iadd__", "cat", "concat", "stack", "sum", "maximum")
 _SUBTRACTIONS = _functions("sub", "sub_", "__sub__", "__rsub__", "__isub__", "rsub", "neg", "__neg__")
 _PRODUCTS = _functions("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply")
+_MOVES = _functions(
+    *(
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "transpose",
+        "permute",
+        "movedim",
+        "swapaxes",
+        "roll",
+        "chunk",
+        "split",
+    ),
+    *("channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "__getitem__", "index_select", "repeat_interleave"),
+)
+"""Behind these a channel may stand elsewhere."""
 _JOINS = _functions("add", "add_", "__add__", "__radd__", "__iadd__")
 
 
@@ -141,7 +158,7 @@ def after(function: Any, operands: Sequence[Any], inside: str, findings: Finding
         joined = replace(joined, positive_by=None)
     if function in _ADDITIONS or function in _SUBTRACTIONS:
         return replace(joined, norm=None, layer=None, activation=None)
-    return joined
+    return replace(joined, norm=None) if function in _MOVES else joined
 
 
 def after_activation(flow: Flow, name: str, one_sided: bool) -> Flow:
@@ -192,15 +209,16 @@ def _after_product(operands: Sequence[Any], findings: Findings) -> Flow:
         factor_is_positive = all(v >= 0 for v in operands if isinstance(v, int | float))
         has_other_tensor = any(isinstance(v, Tensor) and v is not value for v in operands)
         kept = flow if factor_is_positive and not has_other_tensor else replace(flow, positive_by=None)
-        return replace(kept, activation=None)
+        return replace(kept, activation=None, norm=None)
     (first, first_flow), (second, second_flow) = known[:2]
     for gate, stream in ((first_flow, second_flow), (second_flow, first_flow)):
         if gate.is_gate and not stream.is_gate and not gate.gate_layers & stream.gate_layers:
             findings.gates |= gate.gate_layers
-            return stream
+            return replace(stream, norm=None)
     if first.numel() != second.numel():
         stream, factor = (first_flow, second_flow) if first.numel() > second.numel() else (second_flow, first_flow)
-        return stream if factor.positive_by is not None else replace(stream, positive_by=None)
+        positive_by = stream.positive_by if factor.positive_by is not None else None
+        return replace(stream, positive_by=positive_by, norm=None)
     both = (first_flow.positive_by, second_flow.positive_by)
     positive = None if both[0] is None or both[1] is None else both[0] | both[1]
     return Flow(positive_by=positive, behind=first_flow.behind | second_flow.behind)

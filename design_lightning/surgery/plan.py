@@ -88,7 +88,9 @@ class Plan:
         ]
         added = sum(p.numel() for p in new if id(p) not in old) - sum(p.numel() for p in gone)
         rows = tuple(self.rows[name] for name in self.modules if name in self.rows)
-        return BinarizationReport(rows, parameters + added, 4 * parameters, tuple(self.notes))
+        binary_weights = {id(m.weight): m.weight for m in self.replacements.values() if isinstance(m, BinaryLayer)}
+        binary_parameters = sum(weight.numel() for weight in binary_weights.values())
+        return BinarizationReport(rows, parameters + added, binary_parameters, 4 * parameters, tuple(self.notes))
 
 
 def _matches(pattern: str, name: str) -> bool:

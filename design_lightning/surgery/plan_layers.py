@@ -18,7 +18,7 @@ from design_lightning.binary import (
 )
 from design_lightning.binary.activations import Layout
 from design_lightning.surgery.config import BinaryConfig
-from design_lightning.surgery.float_layers import binary_twin, in_channels, is_weight_layer
+from design_lightning.surgery.float_layers import binary_twin, in_channels, is_weight_layer, why_no_twin
 from design_lightning.surgery.plan import Plan
 from design_lightning.surgery.probe import LayerCall
 from design_lightning.surgery.report import Row
@@ -47,7 +47,7 @@ def _decide_layer(plan: Plan, name: str, layer: nn.Module) -> None:
     if config is None:
         return _leave(plan, name, layer, "override", "an override leaves it float")
     if twin is None:
-        return _leave(plan, name, layer, "no twin", f"{type(layer).__name__} has no binary twin")
+        return _leave(plan, name, layer, "no twin", why_no_twin(layer))
     if plan.probe and name not in plan.probe.layers:
         return _leave(plan, name, layer, "not called", "forward does not call it in eval mode")
     rule = find_rule(name, layer, plan.facts, config.skip_rules)
@@ -135,9 +135,13 @@ def _activation(plan: Plan, name: str, layer: nn.Module, config: BinaryConfig) -
 def _token_grid(plan: Plan, name: str) -> tuple[tuple[int, int] | None, int]:
     """The grid and the prefix tokens of a layer that sees all the tokens of a patch embedding."""
     call = plan.call(name)
-    grid = getattr(getattr(plan.model, "patch_embed", None), "grid_size", None)
+    embed = getattr(plan.model, "patch_embed", None)
+    grid = getattr(embed, "grid_size", None)
     if call is None or len(call.input_shape) != 3 or grid is None:
         return None, 0
+    drops = not isinstance(getattr(plan.model, "patch_drop", nn.Identity()), nn.Identity)
+    if drops or getattr(embed, "dynamic_img_pad", False) or not getattr(embed, "strict_img_size", True):
+        return None, 0  # the tokens vary from batch to batch, so a fixed grid would not fit them
     prefix = call.input_shape[1] - grid[0] * grid[1]
     return ((grid[0], grid[1]), prefix) if prefix == getattr(plan.model, "num_prefix_tokens", 0) else (None, 0)
 

@@ -64,7 +64,7 @@ def probe(model: nn.Module, example_input: Tensor | Sequence[int] | None = None)
     """Runs the model once, in eval mode and without gradients, and returns what it saw. The model is left as it was.
 
     The first try is on a copy without storage (`meta` tensors: shapes, no arithmetic); where an operation of the model
-    does not go there, the second is on the model itself.
+    does not go there, the second is on the model itself. Hooks of the model run in it, as in any forward.
 
     Args:
         model: any module.

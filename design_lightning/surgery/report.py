@@ -45,12 +45,14 @@ class BinarizationReport:
     Args:
         rows: in the order of the module tree.
         parameters: all parameters of the model after surgery.
+        binary_parameters: how many of them are 1-bit weights; a tied weight counts once.
         bytes_before: the size of the float32 parameters before.
         notes: what else a user should know: an impossible probe, a binarizer behind a kept ReLU, ...
     """
 
     rows: tuple[Row, ...]
     parameters: int
+    binary_parameters: int
     bytes_before: int
     notes: tuple[str, ...] = field(default=())
 
@@ -58,11 +60,6 @@ class BinarizationReport:
     def binary(self) -> tuple[Row, ...]:
         """The rows of the layers that are binary now."""
         return tuple(row for row in self.rows if row.is_binary)
-
-    @property
-    def binary_parameters(self) -> int:
-        """How many weights are 1-bit now."""
-        return sum(row.parameters for row in self.binary)
 
     @property
     def binary_macs(self) -> int:

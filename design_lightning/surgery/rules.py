@@ -47,7 +47,7 @@ def _classifier(model: nn.Module, order: list[str]) -> list[str]:
     if isinstance(model, _HEADLESS):
         return []
     if not hasattr(model, "get_classifier"):
-        return order[-1:]
+        return [] if hasattr(model, "feature_info") else order[-1:]  # timm's networks of features alone have no head
     heads: Any = cast(Any, model).get_classifier()
     heads = heads if isinstance(heads, tuple | list) else (heads,)
     inside = {id(module) for head in heads if isinstance(head, nn.Module) for module in head.modules()}

@@ -19,15 +19,15 @@ class RealShortcut:
 
     def attach(self, layer: nn.Module, norm: nn.Module) -> None:
         """Puts the shortcut around `layer` and `norm`; in a norm with an activation inside, in front of the activation."""
-        layer.register_forward_pre_hook(self._remember)
+        layer.register_forward_pre_hook(self._remember, with_kwargs=True)
         act = getattr(norm, "act", None)
         if isinstance(act, nn.Module):
             act.register_forward_pre_hook(self._add_before)
         else:
             norm.register_forward_hook(self._add_after)
 
-    def _remember(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._input = inputs[0]
+    def _remember(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._input = next(value for value in (*inputs, *named.values()) if isinstance(value, Tensor))
 
     def _take(self) -> Tensor:
         x, self._input = self._input, None  # so that no activation outlives its forward

@@ -1,5 +1,6 @@
 """`DesignClassifier`: a timm backbone, binarized, as a LightningModule."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,9 +10,10 @@ import timm
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR
+from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -134,15 +136,15 @@ class DesignClassifier(LightningModule):
         if not Path(path).is_file():
             raise FileNotFoundError(f"weights {path!r} is no file; give the checkpoint of an earlier run")
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        prefix = "backbone."
-        state = {k.removeprefix(prefix): v for k, v in stored.get("state_dict", {}).items() if k.startswith(prefix)}
-        try:
-            self.backbone.load_state_dict(state)
-        except RuntimeError as error:
-            first = next(line for line in str(error).splitlines()[1:] if line.strip())
-            raise ValueError(f"weights {path!r} are of another network: {first.strip()}") from error
+        load_weights_(self.backbone, stored.get("state_dict", {}), path)
         if self.binary_config is not None:
             set_stage_(self.backbone, self.binary_config.stage)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the state of a loss (class weights) from a checkpoint only where this module has the same loss."""
+        own = self.state_dict().keys()
+        for key in [k for k in checkpoint["state_dict"] if k.startswith("loss.") and k not in own]:
+            del checkpoint["state_dict"][key]
 
     def _configure_metrics(self) -> None:
         def accuracies(prefix: str, *top: int) -> MetricCollection:
@@ -251,8 +253,10 @@ class DesignClassifier(LightningModule):
         self.test_confusion = self.confusion.compute().cpu()
 
     def predict_step(self, batch: tuple[Tensor, Sequence[str]], batch_idx: int) -> dict[str, Any]:
-        """`paths`, as the data gives them, and `probabilities` [B, K], float32."""
-        images, paths = batch
+        """`paths`, as the data gives them (numbers where it gives none), and `probabilities` [B, K], float32."""
+        images, paths = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
+        if not (isinstance(paths, list | tuple) and all(isinstance(path, str) for path in paths)):
+            paths = [f"batch {batch_idx}, image {i}" for i in range(len(images))]
         return {"paths": list(paths), "probabilities": self(images).float().softmax(-1)}
 
     # Optimization
@@ -262,15 +266,66 @@ class DesignClassifier(LightningModule):
         optimizer: Optimizer = self._make_optimizer(parameter_groups(self.backbone, self._latent_weight_decay))
         if self._make_scheduler is None and not (self._warmup_steps or self._warmup_epochs):
             return optimizer
-        total = self.trainer.estimated_stepping_batches
-        warmup = self._warmup_steps
-        if self._warmup_epochs:
-            if not self.trainer.max_epochs or self.trainer.max_epochs < 1:
-                raise ValueError("warmup_epochs needs trainer.max_epochs; or set warmup_steps")
-            warmup = round(self._warmup_epochs * total / self.trainer.max_epochs)
         make = self._make_scheduler or partial(ConstantLR, factor=1.0)
-        scheduler = with_warm_up(make(optimizer), warmup, total)
+        scheduler = make(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if self._warmup_steps or self._warmup_epochs:
+                raise ValueError(
+                    "ReduceLROnPlateau goes by epochs and has no warm-up; leave warmup_steps and warmup_epochs out"
+                )
+            monitor = getattr(scheduler, "monitor", "val/loss")
+            return [optimizer], [{"scheduler": scheduler, "monitor": monitor, "interval": "epoch"}]
+        scheduler = with_warm_up(scheduler, self._count_warm_up(), self._count_steps())
         return [optimizer], [{"scheduler": scheduler, "interval": self._scheduler_interval}]
+
+    def _count_steps(self) -> int | float:
+        """How often the scheduler will step; infinite for training without an end."""
+        if self._scheduler_interval == "step":
+            return self.trainer.estimated_stepping_batches
+        epochs = self.trainer.max_epochs
+        return math.inf if epochs is None or epochs < 0 else epochs
+
+    def _count_warm_up(self) -> int:
+        if not self._warmup_epochs:
+            return self._warmup_steps
+        if not self.trainer.max_epochs or self.trainer.max_epochs < 1:
+            raise ValueError("warmup_epochs needs trainer.max_epochs; or set warmup_steps")
+        return round(self._warmup_epochs * self.trainer.estimated_stepping_batches / self.trainer.max_epochs)
+
+
+def load_weights_(backbone: nn.Module, state: Mapping[str, Any], path: str) -> None:
+    """Loads the backbone's part of a LightningModule's state dict, as the start of another stage.
+
+    Kernels, scales and temperatures that are not learned stay as this backbone's configuration has them, and so do weight
+    binarizers and activations of another kind; a warning counts the latter.
+
+    Raises:
+        ValueError: if the rest does not fit: it is another network.
+    """
+    state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    for name, module in backbone.named_modules():
+        for constant in getattr(module, "start", {}):
+            if not isinstance(getattr(module, constant), nn.Parameter):
+                state[f"{name}.{constant}"] = getattr(module, constant)
+    own = backbone.state_dict()
+    keys = state.keys() | own.keys()
+    differing = {k for k in keys if k not in state or k not in own or not _same_shape(state[k], own[k])}
+    others = sorted(
+        key for key in differing if not {"weight_binarizer", "activation", "_extra_state"} & set(key.split("."))
+    )
+    if others:
+        shown = ", ".join(others[:3])
+        raise ValueError(f"weights {path!r} are of another network: {len(others)} tensors differ, among them {shown}")
+    left = [key for key in differing if not key.endswith("_extra_state")]
+    if left:
+        rank_zero_warn(
+            f"weights {path!r}: {len(left)} tensors of weight binarizers and activations differ and stay as they start"
+        )
+    backbone.load_state_dict({key: value for key, value in state.items() if key not in differing}, strict=False)
+
+
+def _same_shape(first: Any, second: Any) -> bool:
+    return getattr(first, "shape", None) == getattr(second, "shape", None)
 
 
 def create_backbone(

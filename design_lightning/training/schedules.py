@@ -7,6 +7,7 @@ steps once an optimizer step. torch's own schedulers serve as well, in their own
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -24,6 +25,10 @@ class FractionSchedule(LRScheduler):
     def __init__(self, optimizer: Optimizer, total_steps: int = 0) -> None:
         self.total_steps = total_steps
         super().__init__(optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, without the number of steps: a run that is resumed with more epochs goes on along the longer schedule."""
+        return {name: value for name, value in super().state_dict().items() if name != "total_steps"}
 
     def factor(self, share: float) -> float:
         """What the starting learning rate is multiplied by, at a share of training from 0 to 1."""
@@ -94,6 +99,26 @@ class StepDecay(FractionSchedule):
         return self.gamma ** sum(share >= m for m in self.milestones)
 
 
+class WarmUp(SequentialLR):
+    """A linear rise of so many optimizer steps, then another scheduler.
+
+    Args:
+        optimizer: whose learning rates it sets.
+        steps: of the rise: the rate of step k is (k + 1) / (steps + 1) of the start.
+        then: the scheduler that follows.
+    """
+
+    def __init__(self, optimizer: Optimizer, steps: int, then: LRScheduler) -> None:
+        for group, base in zip(optimizer.param_groups, then.base_lrs, strict=True):
+            group["lr"] = base  # LinearLR multiplies the rate that it finds
+        rise = LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
+        super().__init__(optimizer, [rise, then], milestones=[steps])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, without the milestone: it is this run's."""
+        return {name: value for name, value in super().state_dict().items() if name != "_milestones"}
+
+
 def with_warm_up(scheduler: LRScheduler, warmup_steps: int, total_steps: int | float) -> LRScheduler:
     """A scheduler that first rises linearly for `warmup_steps` optimizer steps: the rate of step k is (k + 1) / (steps + 1).
 
@@ -115,10 +140,4 @@ def with_warm_up(scheduler: LRScheduler, warmup_steps: int, total_steps: int | f
                 "set trainer.max_epochs or trainer.max_steps"
             )
         scheduler.total_steps = max(int(total_steps) - warmup_steps, 1)
-    if not warmup_steps:
-        return scheduler
-    optimizer = scheduler.optimizer
-    for group, base in zip(optimizer.param_groups, scheduler.base_lrs, strict=True):
-        group["lr"] = base  # LinearLR multiplies the rate that it finds
-    rise = LinearLR(optimizer, start_factor=1 / (warmup_steps + 1), total_iters=warmup_steps)
-    return SequentialLR(optimizer, [rise, scheduler], milestones=[warmup_steps])
+    return WarmUp(scheduler.optimizer, warmup_steps, scheduler) if warmup_steps else scheduler

@@ -86,3 +86,17 @@ def test_yaml_finds_it_by_its_bare_name(
     options = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1")
     run_with_yaml("fit", "ThroughputProgressBar", *options)
     assert "img/s" in capsys.readouterr().out
+
+
+def test_metrics_stay_on_two_lines_of_eighty_columns(
+    run_with_yaml: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    options = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1")
+    run_with_yaml("fit", "ThroughputProgressBar", *options)
+    lines = capsys.readouterr().out.splitlines()
+    bar = next(i for i, line in enumerate(lines) if line.startswith("Epoch 0/0"))
+    shown = " ".join(lines[bar : bar + 2])
+    assert max(map(len, lines[bar : bar + 2])) <= 80
+    for name in ("img/s: ", "wait: ", "train/loss: ", "val/top1: "):
+        assert name in shown

@@ -85,6 +85,8 @@ def test_recipes_lists_every_packaged_configuration(
     listed = [line.split()[0] for line in lines[1:] if re.match(r"\S+ ", line)]
     assert listed[: len(NAMES)] == NAMES
     assert max(map(len, lines)) <= 80
+    for fact in ("resnet18_cifar", "FashionMNISTSubset", "arXiv:2405.02220"):
+        assert any(fact in line for line in lines), f"{fact} is broken in mid-word"
 
 
 @pytest.mark.parametrize("spelling", ["resnet20_cifar10", "resnet20_cifar10.yaml", "configs/resnet20_cifar10.yaml"])
@@ -246,3 +248,21 @@ def test_validate_of_a_missing_checkpoint_says_so(capsys: pytest.CaptureFixture[
         main(["validate", "--config", "quickstart", "--ckpt_path", "runs/none.ckpt"])
     (line,) = capsys.readouterr().err.splitlines()
     assert "'runs/none.ckpt' does not exist" in line
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_measuring_random_weights_is_said(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    limit = [f"--trainer.limit_{'val' if command == 'validate' else command}_batches", "1"]
+    main([command, "--config", "quickstart", "--trainer.accelerator", "cpu", *limit, "--data.batch_size", "4"])
+    assert "no --ckpt_path given, so the network has random weights" in capsys.readouterr().err
+
+
+def test_measuring_a_checkpoint_warns_of_nothing(
+    fitted: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(fitted.folder)
+    main(after(fitted, "validate"))
+    assert "random weights" not in capsys.readouterr().err

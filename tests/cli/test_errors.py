@@ -46,6 +46,7 @@ def _in_a_folder_with_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             1,
             "no configuration 'quikstart', neither a file nor a packaged recipe: did you mean 'quickstart'?",
         ),
+        (["fit", "quickstart"], 2, "unexpected 'quickstart': did you mean --config quickstart?"),
         (["fit"], 2, "no data, model given: start from a recipe with --config NAME"),
         ([*QUICK, "--model.backbone", "resnet81"], 1, "unknown backbone 'resnet81': did you mean 'resnet18'"),
         (
@@ -71,6 +72,7 @@ def _in_a_folder_with_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "trainer.callbacks: unknown class 'EarlyStoping': did you mean 'EarlyStopping'?",
         ),
         ([*QUICK, "--trianer.max_epochs", "2"], 2, "unknown option 'trianer.max_epochs': did you mean 'trainer'?"),
+        ([*QUICK, "--model.num_classes", "7"], 1, "model.num_classes comes from the data"),
         (
             ["fit", "--config", "option.yaml"],
             2,

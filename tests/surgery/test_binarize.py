@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -508,6 +509,113 @@ def test_padding_mode_that_stays_is_said() -> None:
         nn.Sequential(nn.Conv2d(3, 8, 3), conv, nn.Conv2d(8, 2, 1)), dl.BinaryConfig(padding_value=1), (1, 3, 8, 8)
     )
     assert report.rows[1].reason.endswith("padding stays reflect")
+
+
+def test_hooks_and_mode_stay_so_that_hooked_features_do() -> None:
+    model = timm.create_model("resnet18", features_only=True, feature_cls="hook").eval()
+    count = len(model(torch.randn(1, 3, 64, 64)))
+    dl.binarize_(model)
+    assert len(model(torch.randn(1, 3, 64, 64))) == count == 5
+    assert not any(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "tf_efficientnet_b0"])
+def test_features_of_mobile_networks_have_no_last_layer(name: str) -> None:
+    assert "last" not in rules(dl.binarize_(timm.create_model(name, features_only=True))).values()
+
+
+def test_parametrized_weight_is_left_float_with_the_reason() -> None:
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), conv, nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
+    report = dl.binarize_(model, example_input=(1, 3, 12, 12))
+    reasons = {row.name: row.reason for row in report.rows}
+    assert rules(report)["1"] == "no twin"
+    assert "remove_parametrizations" in reasons["1"]
+
+
+@pytest.mark.parametrize("options", [{"patch_drop_rate": 0.5}, {"dynamic_img_size": True}])
+def test_tokens_that_vary_have_no_fixed_grid(options: dict[str, object]) -> None:
+    model = make("vit_tiny_patch16_224", **options)
+    dl.binarize_(model)
+    assert model.blocks[0].attn.qkv.activation.grid is None
+    size = 192 if "dynamic_img_size" in options else 224
+    model(torch.randn(2, 3, size, size)).sum().backward()
+
+
+@pytest.mark.parametrize(
+    "between", [nn.ChannelShuffle(2), nn.Sequential(nn.Flatten(2), nn.Unflatten(2, (6, 6))), lambda x: x * 3.0]
+)
+def test_gamma_needs_the_norms_own_channels_and_scale(between: Callable[[Tensor], Tensor]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+            self.body, self.head = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(between(self.norm(self.stem(x)))))
+
+    with pytest.raises(ValueError, match="body: scale_by_gamma needs one norm"):
+        dl.binarize_(Net(), dl.BinaryConfig(scale_by_gamma=True), example_input=(1, 3, 8, 8))
+
+
+def test_tied_weights_count_once() -> None:
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+    report = dl.binarize_(nn.Sequential(nn.Linear(4, 8), first, second, nn.Linear(8, 2)))
+    assert report.binary_parameters == 64
+
+
+def test_constants_come_back_after_meta() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("resnet18")
+    dl.binarize_(model, dl.BinaryConfig(scale=0.5, weight="recu", estimator="ede"))
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    layer = model.layer1[0].conv1
+    assert torch.equal(layer.activation.levels, dl.ThresholdKernel.named("2x2_v1").tensor())
+    assert float(layer.activation.scale) == 0.5
+    assert float(layer.weight_binarizer.tau) == pytest.approx(0.85)
+    assert float(layer.activation.estimator.temperature) == pytest.approx(0.1)
+
+
+def test_learned_scale_follows_the_latent_weights_into_the_second_stage() -> None:
+    model = make("resnet18")
+    dl.binarize_(model, dl.BinaryConfig(weight="learned", stage="activations"))
+    layer = model.layer1[0].conv1
+    with torch.no_grad():
+        layer.weight.mul_(10)
+    dl.set_stage_(model, "both")
+    assert torch.allclose(layer.weight_binarizer.alpha, layer.weight.abs().mean((1, 2, 3)))
+    with torch.no_grad():
+        layer.weight_binarizer.alpha.fill_(3.0)
+    dl.set_stage_(model, "both")
+    other = make("resnet18")
+    dl.binarize_(other, dl.BinaryConfig(weight="learned", stage="activations"))
+    other.load_state_dict(model.state_dict())
+    assert bool((other.layer1[0].conv1.weight_binarizer.alpha == 3.0).all())
+
+
+def test_bireal_shortcut_around_a_layer_called_by_keyword() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.n, self.c = (
+                nn.Conv2d(3, 8, 3),
+                nn.Conv2d(8, 8, 1),
+                nn.BatchNorm2d(8),
+                nn.Conv2d(8, 2, 1),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.n(self.b(input=self.a(x))))
+
+    model = Net()
+    report = dl.binarize_(model, dl.BinaryConfig(shortcut="bireal"), example_input=(1, 3, 8, 8))
+    assert report.binary[0].reason.endswith(", shortcut")
+    model(torch.randn(2, 3, 8, 8))
 
 
 def test_layers_that_are_called_by_keyword_are_seen() -> None:

@@ -51,6 +51,14 @@ def test_kernel_file_is_read_at_once(tmp_path: Path) -> None:
             "override 'fc' sets 'wieght', which is no field of a layer: did you mean 'weight'",
         ),
         ({"overrides": {"fc": {"weight": "sing"}}}, "override 'fc': unknown weight binarizer 'sing'"),
+        ({"weight_args": {"tau": 0.9}}, "weight_args has 'tau', which 'xnor' does not take; it takes none"),
+        (
+            {"estimator_args": {"clip": 3}},
+            "estimator_args has 'clip', which 'approx_sign' does not take; it takes none",
+        ),
+        ({"scale": "a"}, "scale must be a number, not 'a'"),
+        ({"skip": "first"}, "skip is a list of rules"),
+        ({"activation": "sign", "learn_kernel": True}, "learn_kernel goes with activation 'design', not with 'sign'"),
         ({"overrides": {"re:conv(": None}}, "override 're:conv\\(' is no regular expression"),
         ({"kernel": "missing.json"}, "'missing.json' does not exist"),
     ],
@@ -65,3 +73,9 @@ def test_unknown_field_and_newer_format() -> None:
         dl.BinaryConfig.from_dict({"kernal": "2x2_v1"})
     with pytest.raises(ValueError, match="format version 2"):
         dl.BinaryConfig.from_dict({"format_version": 2})
+
+
+def test_kernel_object_becomes_plain_numbers() -> None:
+    config = dl.BinaryConfig(kernel=dl.ThresholdKernel([[0.25, 0.5]], name="mine"))  # type: ignore[arg-type]
+    assert dl.BinaryConfig.from_yaml(config.to_yaml()) == config
+    assert config.threshold_kernel().name == "mine"

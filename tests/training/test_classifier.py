@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import design_lightning as dl
 from design_lightning.data import FashionMNISTSubset
 from design_lightning.surgery import binary_layers
-from design_lightning.training import DesignClassifier, SquaredHinge
+from design_lightning.training import CosineDecay, DesignClassifier, SquaredHinge
 
 NARROW: dict[str, Any] = {
     "backbone": "resnet18_cifar",
@@ -100,6 +100,64 @@ def test_stage_two_starts_from_the_weights_of_stage_one(tmp_path: Path) -> None:
         DesignClassifier(**NARROW, weights="none.ckpt")
     with pytest.raises(ValueError, match="are of another network"):
         DesignClassifier(**{**NARROW, "backbone_args": {"width": 0.25}}, weights=str(tmp_path / "one.ckpt"))
+
+
+def test_stage_two_keeps_its_own_kernel_and_takes_another_weight_binarizer(tmp_path: Path) -> None:
+    stage_one = dl.BinaryConfig(kernel="2x2_v1", scale=0.0, weight="learned", stage="activations")
+    one = DesignClassifier(**NARROW, binary=stage_one)
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(one, loader(torch.randn(8, 1, 32, 32)))
+    run.save_checkpoint(tmp_path / "one.ckpt")
+    stage_two = dl.BinaryConfig(kernel="2x2_v2", weight="xnor")
+    with pytest.warns(UserWarning, match="16 tensors of weight binarizers and activations differ"):
+        two = DesignClassifier(**NARROW, binary=stage_two, weights=str(tmp_path / "one.ckpt"))
+    layer: Any = next(iter(binary_layers(two).values()))
+    assert torch.equal(layer.activation.levels, dl.ThresholdKernel.named("2x2_v2").tensor())
+    assert float(layer.activation.scale) == 1.0
+    assert torch.equal(layer.weight, next(iter(binary_layers(one).values())).weight)
+
+
+def test_resume_with_more_epochs_goes_on_along_the_longer_schedule(tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Watch(lightning.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    images = loader(torch.randn(8, 1, 32, 32))
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(DesignClassifier(**NARROW), images)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    longer = trainer(tmp_path, max_epochs=4, callbacks=[Watch()])
+    longer.fit(DesignClassifier(**NARROW), images, ckpt_path=tmp_path / "a.ckpt")
+    assert len(rates) == 4
+    assert rates[-1] > 0
+
+
+@pytest.mark.parametrize("name", ["CosineDecay", "ReduceLROnPlateau"])
+def test_schedules_by_epoch(tmp_path: Path, name: str) -> None:
+    kinds: dict[str, Any] = {
+        "CosineDecay": CosineDecay,
+        "ReduceLROnPlateau": torch.optim.lr_scheduler.ReduceLROnPlateau,
+    }
+    model = DesignClassifier(**NARROW, scheduler=kinds[name], scheduler_interval="epoch")
+    run = trainer(tmp_path, max_epochs=2)
+    images = loader(torch.randn(8, 1, 32, 32))
+    run.fit(model, images, images)
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0 if name == "CosineDecay" else 1e-3)
+
+
+def test_loss_with_class_weights_does_not_hinder_a_checkpoint(tmp_path: Path) -> None:
+    model = DesignClassifier(**NARROW, loss=nn.CrossEntropyLoss(weight=torch.ones(10)))
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(model, loader(torch.randn(4, 1, 32, 32)))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    DesignClassifier.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+
+
+def test_predictions_without_paths_are_numbered(tmp_path: Path) -> None:
+    batches: Any = trainer(tmp_path).predict(DesignClassifier(**NARROW), loader(torch.randn(6, 1, 32, 32)))
+    assert [path for batch in batches for path in batch["paths"]][-1] == "batch 1, image 1"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

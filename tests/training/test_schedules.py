@@ -69,6 +69,17 @@ def test_resume_goes_on_as_if_it_had_not_stopped(name: str, stop: int) -> None:
     assert run(second, STEPS - stop) == whole[stop:]
 
 
+@pytest.mark.parametrize("warm_up", [0, WARM_UP])
+def test_resume_with_more_steps_goes_on_along_the_longer_schedule(warm_up: int) -> None:
+    whole = run(with_warm_up(CosineDecay(optimizer_of_two_groups()), warm_up, 2 * STEPS), 2 * STEPS)
+    first = with_warm_up(CosineDecay(optimizer_of_two_groups()), warm_up, STEPS)
+    run(first, STEPS)
+    second = with_warm_up(CosineDecay(optimizer_of_two_groups()), warm_up, 2 * STEPS)
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.load_state_dict(first.state_dict())
+    assert run(second, STEPS)[1:] == pytest.approx(whole[STEPS + 1 :])
+
+
 def test_rate_stays_at_the_end_beyond_the_end() -> None:
     assert run(with_warm_up(LinearDecay(optimizer_of_two_groups(), final=0.5), 0, 4), 6)[4:] == pytest.approx(
         [BASE / 2] * 2
