@@ -6,20 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import timm
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-import design_lightning.models  # noqa: F401  registers the papers' networks with timm
-from design_lightning._names import did_you_mean
 from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, set_stage_
+from design_lightning.training.backbone import create_backbone, load_weights_
 from design_lightning.training.groups import parameter_groups
 from design_lightning.training.schedules import CosineDecay, with_warm_up
 
@@ -161,7 +158,7 @@ class DesignClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compiles the backbone, if that is asked for: after surgery, and after a callback copied the module."""
-        if self._compile and stage == "fit":
+        if self._compile and stage == "fit" and self.backbone._compiled_call_impl is None:
             self.backbone.compile()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -184,8 +181,9 @@ class DesignClassifier(LightningModule):
 
     def _check_batch(self, images: Tensor, labels: Any) -> None:
         stage = self._trainer.state.stage if self._trainer else None
-        where = f"{stage.value} batch at step {self.trainer.global_step}" if stage else "batch"
-        # One sum is a third of the cost of isfinite().all(), and is finite only if everything is (or nearly overflows).
+        training = self._trainer is not None and self.trainer.training
+        where = f"{stage.value if stage else 'a'} batch" + (f" at step {self.trainer.global_step}" if training else "")
+        # One sum costs a small part of isfinite().all(), and is finite only if everything is (or nearly overflows).
         if images.is_floating_point() and images.numel() and not bool(torch.isfinite(images.float().sum())):
             bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
             if bad:
@@ -193,6 +191,8 @@ class DesignClassifier(LightningModule):
                     f"NaN or infinity in {len(bad)} of {len(images)} images of the {where}: numbers {bad[:8]} of the batch; "
                     "look for a division by a zero std, or a damaged file"
                 )
+        if training and isinstance(labels, Tensor) and labels.numel() and int(labels.min()) < 0:
+            raise ValueError(f"label {int(labels.min())} in the {where}; only evaluation pads with labels below 0")
         if isinstance(labels, Tensor) and labels.numel() and int(labels.max()) >= self.num_classes:
             raise ValueError(
                 f"label {int(labels.max())} in the {where}, but the model has {self.num_classes} classes, 0 to "
@@ -263,7 +263,14 @@ class DesignClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer over three parameter groups, and one scheduler that goes by optimizer steps."""
-        optimizer: Optimizer = self._make_optimizer(parameter_groups(self.backbone, self._latent_weight_decay))
+        groups = parameter_groups(self.backbone, self._latent_weight_decay)
+        groups[-1]["params"] += [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
+        optimizer: Optimizer = self._make_optimizer(groups)
+        if self._latent_weight_decay and "weight_decay" not in optimizer.defaults:
+            raise ValueError(
+                f"latent_weight_decay is {self._latent_weight_decay}, but {type(optimizer).__name__} has no weight decay; "
+                "set it to null"
+            )
         if self._make_scheduler is None and not (self._warmup_steps or self._warmup_epochs):
             return optimizer
         make = self._make_scheduler or partial(ConstantLR, factor=1.0)
@@ -288,65 +295,6 @@ class DesignClassifier(LightningModule):
     def _count_warm_up(self) -> int:
         if not self._warmup_epochs:
             return self._warmup_steps
-        if not self.trainer.max_epochs or self.trainer.max_epochs < 1:
-            raise ValueError("warmup_epochs needs trainer.max_epochs; or set warmup_steps")
-        return round(self._warmup_epochs * self.trainer.estimated_stepping_batches / self.trainer.max_epochs)
-
-
-def load_weights_(backbone: nn.Module, state: Mapping[str, Any], path: str) -> None:
-    """Loads the backbone's part of a LightningModule's state dict, as the start of another stage.
-
-    Kernels, scales and temperatures that are not learned stay as this backbone's configuration has them, and so do weight
-    binarizers and activations of another kind; a warning counts the latter.
-
-    Raises:
-        ValueError: if the rest does not fit: it is another network.
-    """
-    state = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-    for name, module in backbone.named_modules():
-        for constant in getattr(module, "start", {}):
-            if not isinstance(getattr(module, constant), nn.Parameter):
-                state[f"{name}.{constant}"] = getattr(module, constant)
-    own = backbone.state_dict()
-    keys = state.keys() | own.keys()
-    differing = {k for k in keys if k not in state or k not in own or not _same_shape(state[k], own[k])}
-    others = sorted(
-        key for key in differing if not {"weight_binarizer", "activation", "_extra_state"} & set(key.split("."))
-    )
-    if others:
-        shown = ", ".join(others[:3])
-        raise ValueError(f"weights {path!r} are of another network: {len(others)} tensors differ, among them {shown}")
-    left = [key for key in differing if not key.endswith("_extra_state")]
-    if left:
-        rank_zero_warn(
-            f"weights {path!r}: {len(left)} tensors of weight binarizers and activations differ and stay as they start"
-        )
-    backbone.load_state_dict({key: value for key, value in state.items() if key not in differing}, strict=False)
-
-
-def _same_shape(first: Any, second: Any) -> bool:
-    return getattr(first, "shape", None) == getattr(second, "shape", None)
-
-
-def create_backbone(
-    name: str,
-    num_classes: int,
-    pretrained: bool = False,
-    arguments: Mapping[str, Any] | None = None,
-    input_size: Sequence[int] | None = None,
-) -> nn.Module:
-    """A timm network by name, with as many input channels as the data has.
-
-    Raises:
-        ValueError: if timm has no network of that name; names the nearest.
-    """
-    family = name.removeprefix("timm/").split(".")[0]
-    if ":" not in name and not timm.is_model(family):
-        raise ValueError(
-            f"unknown backbone {name!r}: {did_you_mean(family, timm.list_models())}; timm.list_models() lists all"
-        )
-    arguments = dict(arguments or {})
-    if input_size is not None and input_size[0] != 3:
-        arguments.setdefault("in_chans", input_size[0])
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **arguments)
-    return model
+        assert self.trainer.estimated_stepping_batches  # which loads the data that is counted below
+        epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        return round(self._warmup_epochs * epoch)

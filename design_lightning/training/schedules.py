@@ -27,8 +27,19 @@ class FractionSchedule(LRScheduler):
         super().__init__(optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, without the number of steps: a run that is resumed with more epochs goes on along the longer schedule."""
-        return {name: value for name, value in super().state_dict().items() if name != "total_steps"}
+        """Where the schedule stands. Its shape is the configuration's: a run resumed with more epochs follows the longer one."""
+        place = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
+        return {name: value for name, value in super().state_dict().items() if name in place}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a state.
+
+        Raises:
+            ValueError: if the state is of a schedule with a warm-up.
+        """
+        if "warm_up_steps" in state_dict:
+            raise ValueError(_other_warm_up(state_dict["warm_up_steps"], 0))
+        super().load_state_dict(state_dict)
 
     def factor(self, share: float) -> float:
         """What the starting learning rate is multiplied by, at a share of training from 0 to 1."""
@@ -109,14 +120,28 @@ class WarmUp(SequentialLR):
     """
 
     def __init__(self, optimizer: Optimizer, steps: int, then: LRScheduler) -> None:
+        self.warm_up_steps = steps
         for group, base in zip(optimizer.param_groups, then.base_lrs, strict=True):
             group["lr"] = base  # LinearLR multiplies the rate that it finds
         rise = LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
         super().__init__(optimizer, [rise, then], milestones=[steps])
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state, without the milestone: it is this run's."""
-        return {name: value for name, value in super().state_dict().items() if name != "_milestones"}
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a state.
+
+        Raises:
+            ValueError: if the state is of a schedule with another warm-up, or none.
+        """
+        stored = state_dict.get("warm_up_steps", 0)
+        if stored != self.warm_up_steps:
+            raise ValueError(_other_warm_up(stored, self.warm_up_steps))
+        super().load_state_dict(state_dict)
+
+
+def _other_warm_up(stored: int, asked: int) -> str:
+    return (
+        f"the checkpoint's schedule has {stored} steps of warm-up, this run's has {asked}; resume with the same warm-up"
+    )
 
 
 def with_warm_up(scheduler: LRScheduler, warmup_steps: int, total_steps: int | float) -> LRScheduler:

@@ -155,6 +155,36 @@ def test_loss_with_class_weights_does_not_hinder_a_checkpoint(tmp_path: Path) ->
     DesignClassifier.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
 
 
+def test_warm_up_in_epochs_counts_epochs_whatever_ends_training(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_epochs=4, max_steps=6)
+    run.fit(DesignClassifier(**NARROW, warmup_epochs=1), loader(torch.randn(16, 1, 32, 32)))
+    assert run.lr_scheduler_configs[0].scheduler.warm_up_steps == 4
+
+
+def test_loss_with_parameters_of_its_own_is_trained(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(()))
+
+        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(self.factor * logits, labels)
+
+    loss = Scaled()
+    trainer(tmp_path, max_steps=2).fit(DesignClassifier(**NARROW, loss=loss), loader(torch.randn(8, 1, 32, 32)))
+    assert float(loss.factor) != 1.0
+
+
+def test_what_could_have_no_effect_or_no_place_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="label -1 in the train batch at step 0"):
+        trainer(tmp_path).fit(DesignClassifier(**NARROW), loader(torch.randn(2, 1, 32, 32), torch.tensor([-1, 2])))
+    model = DesignClassifier(**NARROW, optimizer=torch.optim.Rprop, latent_weight_decay=0.1)
+    with pytest.raises(ValueError, match="Rprop has no weight decay"):
+        trainer(tmp_path).fit(model, loader(torch.randn(2, 1, 32, 32)))
+    with pytest.raises(ValueError, match="backbone_args must be plain values"):
+        DesignClassifier("resnet18", backbone_args={"norm_layer": nn.BatchNorm2d})
+
+
 def test_predictions_without_paths_are_numbered(tmp_path: Path) -> None:
     batches: Any = trainer(tmp_path).predict(DesignClassifier(**NARROW), loader(torch.randn(6, 1, 32, 32)))
     assert [path for batch in batches for path in batch["paths"]][-1] == "batch 1, image 1"

@@ -80,6 +80,22 @@ def test_resume_with_more_steps_goes_on_along_the_longer_schedule(warm_up: int) 
     assert run(second, STEPS)[1:] == pytest.approx(whole[STEPS + 1 :])
 
 
+def test_the_shape_of_a_resumed_schedule_is_the_configurations() -> None:
+    first = with_warm_up(CosineDecay(optimizer_of_two_groups()), 0, STEPS)
+    run(first, 10)
+    second = with_warm_up(CosineDecay(optimizer_of_two_groups(), final=0.5), 0, STEPS)
+    second.load_state_dict(first.state_dict())
+    assert run(second, STEPS - 10)[-1] > 0.5 * BASE
+
+
+@pytest.mark.parametrize(("stored", "asked"), [(0, 5), (5, 0), (2, 5)])
+def test_resume_with_another_warm_up_is_refused(stored: int, asked: int) -> None:
+    first = with_warm_up(CosineDecay(optimizer_of_two_groups()), stored, STEPS)
+    second = with_warm_up(CosineDecay(optimizer_of_two_groups()), asked, STEPS)
+    with pytest.raises(ValueError, match=f"has {stored} steps of warm-up, this run's has {asked}"):
+        second.load_state_dict(first.state_dict())
+
+
 def test_rate_stays_at_the_end_beyond_the_end() -> None:
     assert run(with_warm_up(LinearDecay(optimizer_of_two_groups(), final=0.5), 0, 4), 6)[4:] == pytest.approx(
         [BASE / 2] * 2
