@@ -53,8 +53,8 @@ class FractionSchedule(LRScheduler):
     _get_closed_form_lr = get_lr
 
 
-class CosineDecay(FractionSchedule):
-    """From 1 to `final` along half a cosine. Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv:1608.03983.
+class Decay(FractionSchedule):
+    """The base of schedules that go from 1 to `final`.
 
     Args:
         optimizer: whose learning rates it sets.
@@ -65,23 +65,17 @@ class CosineDecay(FractionSchedule):
     def __init__(self, optimizer: Optimizer, final: float = 0.0, total_steps: int = 0) -> None:
         self.final = final
         super().__init__(optimizer, total_steps)
+
+
+class CosineDecay(Decay):
+    """Along half a cosine. Loshchilov and Hutter, "SGDR", ICLR 2017, arXiv:1608.03983. Arguments as in `Decay`."""
 
     def factor(self, share: float) -> float:  # noqa: D102
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * share)) / 2
 
 
-class LinearDecay(FractionSchedule):
-    """From 1 to `final` along a line, as Bi-Real Net, ReActNet and AdamBNN do.
-
-    Args:
-        optimizer: whose learning rates it sets.
-        final: the factor at the end.
-        total_steps: as in `FractionSchedule`.
-    """
-
-    def __init__(self, optimizer: Optimizer, final: float = 0.0, total_steps: int = 0) -> None:
-        self.final = final
-        super().__init__(optimizer, total_steps)
+class LinearDecay(Decay):
+    """Along a line, as Bi-Real Net, ReActNet and AdamBNN do. Arguments as in `Decay`."""
 
     def factor(self, share: float) -> float:  # noqa: D102
         return 1 + (self.final - 1) * share
