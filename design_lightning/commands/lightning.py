@@ -42,6 +42,7 @@ class DesignCLI(LightningCLI):
         kwargs.setdefault(
             "epilog", "The model's options: --model.help DesignClassifier. The data's: --data.help CIFAR10."
         )
+        kwargs.setdefault("allow_abbrev", False)  # a cut-off option is a typo, not a wish
         parser = DesignParser(**kwargs)
         parser.add_argument(
             "-c", "--config", action="config", help="A recipe's name or a YAML file; may be given several times."

@@ -72,6 +72,7 @@ def _in_a_folder_with_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "trainer.callbacks: unknown class 'EarlyStoping': did you mean 'EarlyStopping'?",
         ),
         ([*QUICK, "--trianer.max_epochs", "2"], 2, "unknown option 'trianer.max_epochs': did you mean 'trainer'?"),
+        ([*QUICK, "--trainer.max_epoch", "2"], 2, "unknown option 'trainer.max_epoch': did you mean 'max_epochs'"),
         ([*QUICK, "--model.num_classes", "7"], 1, "model.num_classes comes from the data"),
         (
             ["fit", "--config", "option.yaml"],
