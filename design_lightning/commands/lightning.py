@@ -68,7 +68,7 @@ class DesignCLI(LightningCLI):
         for name, value in network.items():  # set whole: merged, an override of the configuration would survive
             given = model.init_args.get(name)
             stored_value = Namespace(value) if name == "binary" and value else value
-            if given != stored_value:
+            if _resolved(name, given) != _resolved(name, stored_value):
                 print(
                     f"{name} is taken from the checkpoint {path}, which differs from the configuration", file=sys.stderr
                 )
@@ -198,6 +198,17 @@ def _with_found_configs(args: Sequence[str]) -> list[str]:
         else:
             found.append(arg)
     return found
+
+
+def _resolved(name: str, value: Any) -> Any:
+    """A setting as it takes effect: of `binary`, with the policy's values in place of nulls."""
+    from design_lightning.surgery import BinaryConfig
+
+    return (
+        BinaryConfig.from_dict(dict(vars(value)))
+        if name == "binary" and isinstance(value, Namespace)
+        else value or None
+    )
 
 
 def _outcome(trainer: Trainer, folder: str) -> str:

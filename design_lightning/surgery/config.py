@@ -22,15 +22,32 @@ from design_lightning.kernels import Alignment, ThresholdKernel
 
 FORMAT_VERSION = 1
 
-Policy = Literal["conservative", "everything"]
+PolicyName = Literal["conservative", "paper", "reactnet", "everything"]
 Shortcut = Literal["none", "bireal"]
+Downsample = Literal["keep", "avgpool"]
 SkipRule = Literal["first", "last", "depthwise", "gate", "downsample"]
 
-POLICIES: dict[str, tuple[SkipRule, ...]] = {
-    "conservative": get_args(SkipRule),
-    "everything": (),
+
+@dataclass(frozen=True)
+class Policy:
+    """What a policy stands for: the values of those fields that a configuration leaves out."""
+
+    skip: tuple[SkipRule, ...] = get_args(SkipRule)
+    activation: str = "design"
+    companion: CompanionName = "hardtanh"
+    shortcut: Shortcut = "none"
+    downsample: Downsample = "keep"
+
+
+POLICIES: dict[str, Policy] = {
+    "conservative": Policy(),
+    # Xu et al., ReCU, ICCV 2021, arXiv:2103.12369, on which the paper of DeSign builds: first, last and downsampling layers float,
+    # Hardtanh, a shortcut around every 3x3 convolution. It has neither depthwise layers nor gates to speak of.
+    "paper": Policy(skip=("first", "last", "downsample"), shortcut="bireal"),
+    # Liu et al., ReActNet, ECCV 2020, arXiv:2003.03488.
+    "reactnet": Policy(activation="rsign", companion="rprelu", shortcut="bireal", downsample="avgpool"),
+    "everything": Policy(skip=()),
 }
-"""What each policy leaves float."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +56,7 @@ class BinaryConfig:
 
     Args:
         activation: the binarizer of a layer's input: `design`, `sign`, `rsign`, the dotted path of a `BinaryActivation`, or
-            null for layers whose weights alone become binary.
+            `none` for layers whose weights alone become binary. The policy's where null.
         activation_args: what the class of a dotted path takes beside `channels`, `layout` and the estimator.
         kernel: of `design`: a published name, a kernel's JSON file (read at once, so that a checkpoint needs no file), a
             `ThresholdKernel`, or levels [D, h, w]. Unused by the others.
@@ -53,11 +70,16 @@ class BinaryConfig:
         weight_args: what its constructor takes, such as `{tau: 0.9}`.
         padding_value: what pads a binary input: 0, 1, -1 or `replicate`.
         companion: what replaces the float activations whose output reaches a binarizer: `hardtanh`, `prelu`, `rprelu`,
-            `identity`, or `keep`.
+            `identity`, or `keep`. The policy's where null.
         shortcut: `bireal` adds a layer's real-valued input behind the norm that follows it, around every binary convolution
-            that has none of its own and keeps its input's shape.
-        policy: a named choice of what stays float: `conservative`, or `everything` for all that can be binary.
-        skip: the rules themselves, in place of the policy's: any of `first`, `last`, `depthwise`, `gate`, `downsample`.
+            that has none of its own and keeps its input's shape; `none` adds none. The policy's where null.
+        downsample: `avgpool` makes a strided 1x1 projection of a shortcut, where it stays float, an average pool and a 1x1
+            convolution; `keep` leaves it. The policy's where null.
+        policy: a named choice for the fields that are null: `conservative` (float first, last, depthwise, gate and downsample
+            layers, DeSign, Hardtanh), `paper` (float first, last and downsample layers, DeSign, Hardtanh, shortcuts),
+            `reactnet` (as conservative, with RSign, RPReLU, shortcuts, average pools) or `everything` (no layer float).
+        skip: the rules by which layers stay float: any of `first`, `last`, `depthwise`, `gate`, `downsample`. The policy's
+            where null.
         overrides: other values of these fields for the layers whose name matches a pattern (a name, a glob, or `re:` and a
             regular expression); null leaves them float; the last match wins. A layer that a rule would skip becomes binary
             by `{skip: []}`. A pattern may also name a float activation, with `{companion: ...}`.
@@ -71,7 +93,7 @@ class BinaryConfig:
     skip: [first, last]
     """
 
-    activation: str | None = "design"
+    activation: str | None = None
     activation_args: dict[str, Any] = field(default_factory=dict)
     kernel: str | dict[str, Any] | list[Any] | None = "2x2_v1"
     scale: float = 1.0
@@ -83,19 +105,25 @@ class BinaryConfig:
     weight: str = "xnor"
     weight_args: dict[str, Any] = field(default_factory=dict)
     padding_value: PaddingValue = 0
-    companion: CompanionName = "hardtanh"
-    shortcut: Shortcut = "none"
-    policy: Policy = "conservative"
+    companion: CompanionName | None = None
+    shortcut: Shortcut | None = None
+    downsample: Downsample | None = None
+    policy: PolicyName = "conservative"
     skip: list[SkipRule] | None = None
     overrides: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     stage: Stage = "both"
 
     def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ValueError(f"unknown policy {self.policy!r}: use one of {', '.join(POLICIES)}")
+        for name, value in vars(POLICIES[self.policy]).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, list(value) if name == "skip" else value)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: use one of {', '.join(map(str, choices))}")
-        if self.activation is not None:
-            class_by_name(self.activation, ACTIVATIONS, BinaryActivation, "activation")
+        if self.activation != "none":
+            class_by_name(str(self.activation), ACTIVATIONS, BinaryActivation, "activation")
         estimator = class_by_name(self.estimator, ESTIMATORS, Estimator, "estimator")
         weight = class_by_name(self.weight, WEIGHT_BINARIZERS, WeightBinarizer, "weight binarizer")
         _check_arguments("estimator_args", self.estimator_args, self.estimator, estimator)
@@ -142,8 +170,8 @@ class BinaryConfig:
 
     @property
     def skip_rules(self) -> tuple[SkipRule, ...]:
-        """The rules in force: `skip`, or the policy's."""
-        return POLICIES[self.policy] if self.skip is None else tuple(self.skip)
+        """The rules in force."""
+        return tuple(self.skip or ())
 
     def threshold_kernel(self) -> ThresholdKernel:
         """The kernel of `design`.
@@ -204,7 +232,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "padding_value": get_args(PaddingValue),
     "companion": get_args(CompanionName),
     "shortcut": get_args(Shortcut),
-    "policy": get_args(Policy),
+    "downsample": get_args(Downsample),
     "stage": get_args(Stage),
 }
 

@@ -77,20 +77,19 @@ class Plan:
 
     def report(self) -> BinarizationReport:
         """The rows in the order of the module tree, and the totals."""
-        parameters = sum(p.numel() for p in self.model.parameters())
-        new = [p for module in self.replacements.values() for p in module.parameters()]
-        old = {id(p) for p in self.model.parameters()}
-        gone = [
-            p
-            for module, twin in self.replacements.items()
-            if not isinstance(twin, BinaryLayer)
-            for p in module.parameters()
-        ]
-        added = sum(p.numel() for p in new if id(p) not in old) - sum(p.numel() for p in gone)
+        before = {id(p): p.numel() for p in self.model.parameters()}
+        after = dict(before)
+        for module in self.replacements:
+            for parameter in module.parameters():
+                after.pop(id(parameter), None)
+        for replacement in self.replacements.values():
+            after |= {id(p): p.numel() for p in replacement.parameters()}
         rows = tuple(self.rows[name] for name in self.modules if name in self.rows)
         binary_weights = {id(m.weight): m.weight for m in self.replacements.values() if isinstance(m, BinaryLayer)}
         binary_parameters = sum(weight.numel() for weight in binary_weights.values())
-        return BinarizationReport(rows, parameters + added, binary_parameters, 4 * parameters, tuple(self.notes))
+        return BinarizationReport(
+            rows, sum(after.values()), binary_parameters, 4 * sum(before.values()), tuple(self.notes)
+        )
 
 
 def _matches(pattern: str, name: str) -> bool:

@@ -1,11 +1,13 @@
 """Which float activations get a companion, and which binarizers could not work behind those that stay."""
 
 import math
+from typing import cast
 
 from torch import nn
 
 from design_lightning.binary import make_companion
 from design_lightning.binary.activations import Layout
+from design_lightning.binary.companions import CompanionName
 from design_lightning.surgery.config import BinaryConfig
 from design_lightning.surgery.float_activations import ACTIVATION_MODULES
 from design_lightning.surgery.float_layers import is_weight_layer
@@ -31,7 +33,7 @@ def _reaching(plan: Plan) -> set[str]:
         names = (n for n, m in plan.modules.items() if isinstance(m, ACTIVATION_MODULES))
         return {name for name in names if name.rpartition(".")[0] not in parents}
     found: set[str] = set()
-    waiting = [name for name, config in plan.binary.items() if config.activation is not None]
+    waiting = [name for name, config in plan.binary.items() if config.activation != "none"]
     visited = set(waiting)
     while waiting:
         for source in plan.probe.layers[waiting.pop()].flow.sources - visited:
@@ -58,18 +60,17 @@ def _decide_activation(plan: Plan, name: str, module: nn.Module, reaching: set[s
 
 
 def _companion(plan: Plan, name: str, config: BinaryConfig) -> nn.Module:
-    if config.companion in ("hardtanh", "identity"):
-        return make_companion(config.companion, 0, "NCHW")
+    companion = cast(CompanionName, config.companion)
+    if companion in ("hardtanh", "identity"):
+        return make_companion(companion, 0, "NCHW")
     shapes = plan.probe.activations[name] if plan.probe else []
     layout: Layout = "NHWC" if shapes and (len(shapes[0]) != 4 or _is_channels_last(plan, shapes[0])) else "NCHW"
     channels = {shape[1] if layout == "NCHW" else shape[-1] for shape in shapes}
     if len(channels) != 1:
         seen = f"inputs of {sorted(channels)} channels" if channels else "no input in a probing forward"
-        raise ValueError(
-            f"{name}: companion {config.companion!r} has parameters per channel, but saw {seen}; use 'hardtanh'"
-        )
+        raise ValueError(f"{name}: companion {companion!r} has parameters per channel, but saw {seen}; use 'hardtanh'")
     reference = next(plan.model.parameters())
-    return make_companion(config.companion, channels.pop(), layout).to(reference.device, reference.dtype)
+    return make_companion(companion, channels.pop(), layout).to(reference.device, reference.dtype)
 
 
 def _is_channels_last(plan: Plan, shape: tuple[int, ...]) -> bool:
@@ -96,7 +97,7 @@ def _check_one_sided(plan: Plan, probe: Probe) -> None:
     one_sided = []
     for name, config in plan.binary.items():
         positive_by = probe.layers[name].flow.positive_by
-        if config.activation is None or positive_by is None or positive_by & replaced:
+        if config.activation == "none" or positive_by is None or positive_by & replaced:
             continue
         behind = ", ".join(sorted(positive_by)) or "an operation without a negative output"
         if _highest_threshold(config) <= 0:

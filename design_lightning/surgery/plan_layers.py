@@ -18,6 +18,7 @@ from design_lightning.binary import (
 )
 from design_lightning.binary.activations import Layout
 from design_lightning.surgery.config import BinaryConfig
+from design_lightning.surgery.downsampling import AveragePooledConv2d, is_strided_projection
 from design_lightning.surgery.float_layers import binary_twin, in_channels, is_weight_layer, why_no_twin
 from design_lightning.surgery.plan import Plan
 from design_lightning.surgery.probe import LayerCall
@@ -51,6 +52,11 @@ def _decide_layer(plan: Plan, name: str, layer: nn.Module) -> None:
     if plan.probe and name not in plan.probe.layers:
         return _leave(plan, name, layer, "not called", "forward does not call it in eval mode")
     rule = find_rule(name, layer, plan.facts, config.skip_rules)
+    if rule and rule[0] == "downsample" and config.downsample == "avgpool" and is_strided_projection(layer):
+        plan.replacements[layer] = AveragePooledConv2d.from_conv(layer)
+        after = AveragePooledConv2d.__name__
+        plan.rows[name] = _row(plan, name, layer, after, "downsample", f"{rule[1]}: average pool and 1x1")
+        return None
     if rule:
         return _leave(plan, name, layer, *rule)
     return _make_binary(plan, name, layer, twin, config)
@@ -103,7 +109,7 @@ def _make_binary(plan: Plan, name: str, layer: nn.Module, twin: type[BinaryLayer
 
 
 def _activation(plan: Plan, name: str, layer: nn.Module, config: BinaryConfig) -> BinaryActivation | None:
-    if config.activation is None:
+    if config.activation in (None, "none"):
         return None
     channels = in_channels(layer)
     layout: Layout = "NHWC" if isinstance(layer, nn.Linear) else "NCHW"
@@ -113,7 +119,7 @@ def _activation(plan: Plan, name: str, layer: nn.Module, config: BinaryConfig) -
     if config.activation == "rsign":
         return RSign(channels, layout, **estimator)
     if config.activation != "design":
-        found = class_by_name(config.activation, ACTIVATIONS, BinaryActivation, "activation")
+        found = class_by_name(str(config.activation), ACTIVATIONS, BinaryActivation, "activation")
         make = cast(Callable[..., BinaryActivation], found)
         return make(channels=channels, layout=layout, **estimator, **config.activation_args)
     kernel = config.threshold_kernel()
@@ -158,7 +164,7 @@ def _norm_before(plan: Plan, name: str) -> nn.Module:
 
 
 def _in_words(config: BinaryConfig) -> str:
-    if config.activation is None:
+    if config.activation == "none":
         return f"weights {config.weight}, input float"
     kernel = f" {config.threshold_kernel().name}" if config.activation == "design" else ""
     return f"input {config.activation}{kernel}, weights {config.weight}"

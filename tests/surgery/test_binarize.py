@@ -239,7 +239,7 @@ def test_overrides_by_name_glob_and_regular_expression() -> None:
         overrides={
             "layer4.*": {"weight": "recu", "weight_args": {"tau": 0.9}},
             "re:layer1\\.0\\.conv.": None,
-            "conv1": {"skip": [], "activation": None, "padding_value": "replicate"},
+            "conv1": {"skip": [], "activation": "none", "padding_value": "replicate"},
             "layer1.1.act2": {"companion": "rprelu"},
         }
     )
@@ -626,3 +626,44 @@ def test_layers_that_are_called_by_keyword_are_seen() -> None:
     model = ByKeyword()
     assert rules(dl.binarize_(model)) == {"a": "first", "act": "companion", "b": "binary", "c": "last"}
     assert model(torch.randn(2, 6)).shape == (2, 3)
+
+
+def test_reactnet_policy_on_resnet18() -> None:
+    model = make("resnet18", zero_init_last=False)
+    projection = model.layer2[0].downsample[0]
+    report = dl.binarize_(model, dl.BinaryConfig(policy="reactnet"))
+    pooled = model.layer2[0].downsample[0]
+    x = torch.randn(2, 64, 7, 8)
+    expected = F.conv2d(F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False), projection.weight)
+    assert torch.equal(pooled(x), expected)
+    assert pooled(x).shape == projection(x).shape
+    assert pooled.weight is projection.weight
+    assert rules(report)["layer2.0.downsample.0"] == "downsample"
+    assert {type(layer.activation).__name__ for layer in binary_layers(model).values()} == {"RSign"}
+    assert type(model.act1).__name__ == "RPReLU"
+    assert sum(row.reason.endswith(", shortcut") for row in report.binary) == 13
+    assert report.parameters == sum(p.numel() for p in model.parameters())
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("policy", ["conservative", "paper", "reactnet", "everything"])
+@pytest.mark.parametrize("name", ["resnet18", "regnety_002", "mobilenetv3_small_050"])
+def test_every_policy_trains(name: str, policy: str) -> None:
+    model = make(name)
+    report = dl.binarize_(model, dl.BinaryConfig(policy=policy))  # type: ignore[arg-type]
+    left = {row.rule for row in report.rows} & {"first", "last", "depthwise", "gate", "downsample"}
+    assert left <= set(dl.BinaryConfig(policy=policy).skip_rules)  # type: ignore[arg-type]
+    assert report.parameters == sum(p.numel() for p in model.parameters())
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+
+
+def test_what_a_configuration_says_beats_its_policy() -> None:
+    config = dl.BinaryConfig(policy="reactnet", activation="design", companion="hardtanh", skip=["first"])
+    assert (config.activation, config.companion, config.shortcut, config.skip) == (
+        "design",
+        "hardtanh",
+        "bireal",
+        ["first"],
+    )
+    assert dl.BinaryConfig.from_dict(config.to_dict()) == config
