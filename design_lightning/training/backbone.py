@@ -22,8 +22,12 @@ def create_backbone(
     """A timm network by name, with as many input channels as the data has.
 
     Raises:
-        ValueError: if timm has no network of that name (names the nearest), or an argument is not a plain value.
+        ValueError: if timm has no network of that name (names the nearest), or an argument is not a plain value or has a
+            place of its own.
     """
+    for own in ("num_classes", "pretrained"):
+        if own in (arguments or {}):
+            raise ValueError(f"backbone_args has {own!r}, which is an argument of its own: set it beside backbone_args")
     try:
         json.dumps(dict(arguments or {}))
     except TypeError as error:

@@ -99,7 +99,8 @@ class DesignClassifier(LightningModule):
                 "num_classes": num_classes,
                 "binary": None if binary is None else binary.to_dict(),
                 "pretrained": False,
-                "backbone_args": dict(backbone_args or {}),
+                # The checkpoint holds the weights; a file that they once came from may be gone.
+                "backbone_args": {k: v for k, v in (backbone_args or {}).items() if k != "checkpoint_path"},
                 "input_size": None if input_size is None else list(input_size),
                 "class_names": None if class_names is None else list(class_names),
                 "mean": None if mean is None else list(mean),
@@ -132,8 +133,16 @@ class DesignClassifier(LightningModule):
         """Starts from the backbone of a checkpoint; this module's configuration decides the stage."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"weights {path!r} is no file; give the checkpoint of an earlier run")
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        load_weights_(self.backbone, stored.get("state_dict", {}), path)
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"weights {path!r} is no checkpoint of an earlier run: {type(error).__name__}: {reason}"
+            ) from error
+        if not isinstance(stored, dict) or "state_dict" not in stored:
+            raise ValueError(f"weights {path!r} is no checkpoint of an earlier run: it has no state_dict")
+        load_weights_(self.backbone, stored["state_dict"], path)
         if self.binary_config is not None:
             set_stage_(self.backbone, self.binary_config.stage)
 
@@ -182,7 +191,9 @@ class DesignClassifier(LightningModule):
     def _check_batch(self, images: Tensor, labels: Any) -> None:
         stage = self._trainer.state.stage if self._trainer else None
         training = self._trainer is not None and self.trainer.training
-        where = f"{stage.value if stage else 'a'} batch" + (f" at step {self.trainer.global_step}" if training else "")
+        where = (f"{stage.value} batch" if stage else "batch") + (
+            f" at step {self.trainer.global_step}" if training else ""
+        )
         # One sum costs a small part of isfinite().all(), and is finite only if everything is (or nearly overflows).
         if images.is_floating_point() and images.numel() and not bool(torch.isfinite(images.float().sum())):
             bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()

@@ -4,6 +4,7 @@ Decay on a norm's scale, a bias, a learned threshold or a weight binarizer's sca
 something else than "small". Decay on latent weights brings them near zero, where signs flip often: recipes set it apart.
 """
 
+from fnmatch import fnmatch
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ def parameter_groups(model: nn.Module, latent_weight_decay: float | None = None)
     groups: dict[str, list[Tensor]] = {name: [] for name in GROUPS}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            default = "decay" if _is_matrix(parameter) and name not in exempt else "no_decay"
+            is_exempt = any(fnmatch(name, pattern) for pattern in exempt)
+            default = "decay" if _is_matrix(parameter) and not is_exempt else "no_decay"
             groups[group_of.get(id(parameter), default)].append(parameter)
     result: list[dict[str, Any]] = [{"name": name, "params": parameters} for name, parameters in groups.items()]
     if latent_weight_decay is not None:
@@ -57,5 +59,5 @@ def _own_groups(model: nn.Module) -> dict[int, str]:
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    """Whether it has more than one number a channel: a gain of shape [O, 1, 1, 1] is a scale."""
-    return parameter.dim() >= 2 and parameter.numel() > parameter.shape[0]
+    """Whether it varies along more than one axis: a gain [O, 1, 1, 1] or [1, 1, C] is a scale."""
+    return parameter.numel() > max(parameter.shape, default=1)

@@ -1,12 +1,14 @@
 """Learning rates at every step against a formula, and after a resume."""
 
+import io
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from design_lightning.training import CosineDecay, LinearDecay, StepDecay, with_warm_up
 
@@ -22,7 +24,8 @@ FORMULAS: dict[str, tuple[Callable[[torch.optim.Optimizer], LRScheduler], Callab
 
 def optimizer_of_two_groups() -> torch.optim.Optimizer:
     a, b = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
-    return torch.optim.SGD([{"params": [a]}, {"params": [b], "lr": BASE / 2}], lr=BASE)
+    groups: list[dict[str, Any]] = [{"params": [a]}, {"params": [b], "lr": BASE / 2}]
+    return torch.optim.SGD(groups, lr=BASE)
 
 
 def run(scheduler: LRScheduler, steps: int) -> list[float]:
@@ -113,3 +116,67 @@ def test_errors_name_the_numbers() -> None:
         with_warm_up(CosineDecay(optimizer_of_two_groups()), 0, math.inf)
     with pytest.raises(ValueError, match=r"milestones \[50\] must be shares of training"):
         StepDecay(optimizer_of_two_groups(), [50])
+
+
+TORCHS_OWN: dict[str, tuple[Callable[[torch.optim.Optimizer], LRScheduler], Callable[[int], float]]] = {
+    "cosine": (lambda o: CosineAnnealingLR(o, STEPS - WARM_UP), lambda k: (1 + math.cos(math.pi * k / 33)) / 2),
+    "milestones": (lambda o: MultiStepLR(o, [10, 20]), lambda k: 0.1 ** ((k >= 10) + (k >= 20))),
+    "constant": (lambda o: ConstantLR(o, factor=1.0), lambda k: 1.0),
+}
+
+
+@pytest.mark.parametrize("name", TORCHS_OWN)
+def test_torchs_own_schedulers_follow_a_warm_up_at_every_step_without_a_warning(name: str) -> None:
+    make, formula = TORCHS_OWN[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rates = run(with_warm_up(make(optimizer_of_two_groups()), WARM_UP, STEPS), STEPS)
+    rise = [BASE * (k + 1) / (WARM_UP + 1) for k in range(WARM_UP)]
+    assert rates == pytest.approx(rise + [BASE * formula(k) for k in range(STEPS - WARM_UP)], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", TORCHS_OWN)
+@pytest.mark.parametrize("stop", range(1, STEPS, 6))
+def test_torchs_own_schedulers_resume_from_a_file_as_if_they_had_not_stopped(name: str, stop: int) -> None:
+    make, _ = TORCHS_OWN[name]
+    whole = run(with_warm_up(make(optimizer_of_two_groups()), WARM_UP, STEPS), STEPS)
+    first = with_warm_up(make(optimizer_of_two_groups()), WARM_UP, STEPS)
+    run(first, stop)
+    file = io.BytesIO()
+    torch.save([first.optimizer.state_dict(), first.state_dict()], file)
+    file.seek(0)
+    optimizer_state, state = torch.load(file, weights_only=True)
+    second = with_warm_up(make(optimizer_of_two_groups()), WARM_UP, STEPS)
+    second.optimizer.load_state_dict(optimizer_state)
+    second.load_state_dict(state)
+    assert run(second, STEPS - stop) == whole[stop:]
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("warm_up", [0, WARM_UP])
+@pytest.mark.parametrize("stop", [1, WARM_UP - 1, WARM_UP + 1, STEPS - 1])
+def test_state_survives_a_file_read_with_weights_only(name: str, warm_up: int, stop: int) -> None:
+    make, _ = FORMULAS[name]
+    whole = run(with_warm_up(make(optimizer_of_two_groups()), warm_up, STEPS), STEPS)
+    first = with_warm_up(make(optimizer_of_two_groups()), warm_up, STEPS)
+    run(first, stop)
+    file = io.BytesIO()
+    torch.save([first.optimizer.state_dict(), first.state_dict()], file)
+    file.seek(0)
+    optimizer_state, state = torch.load(file, weights_only=True)
+    second = with_warm_up(make(optimizer_of_two_groups()), warm_up, STEPS)
+    second.optimizer.load_state_dict(optimizer_state)
+    second.load_state_dict(state)
+    assert run(second, STEPS - stop) == whole[stop:]
+
+
+def test_a_length_of_its_own_beats_the_trainers() -> None:
+    rates = run(with_warm_up(LinearDecay(optimizer_of_two_groups(), total_steps=10), 0, STEPS), 12)
+    assert rates == pytest.approx([BASE * max(1 - k / 10, 0) for k in range(12)])
+    endless = run(with_warm_up(LinearDecay(optimizer_of_two_groups(), total_steps=10), 2, math.inf), 4)
+    assert endless == pytest.approx([BASE / 3, BASE * 2 / 3, BASE, BASE * 0.9])
+
+
+def test_a_constant_rate_may_have_a_warm_up_and_no_end() -> None:
+    rates = run(with_warm_up(ConstantLR(optimizer_of_two_groups(), factor=1.0), 3, math.inf), 6)
+    assert rates == pytest.approx([BASE / 4, BASE / 2, BASE * 3 / 4, BASE, BASE, BASE])
