@@ -16,6 +16,11 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    torch.manual_seed(0)
+
+
 def make_image_tree(root: Path, classes: Sequence[str], images: dict[str, int], size: int) -> Path:
     """Writes `root/<split>/<class>/N.jpg`: a colour of its own for each class, and noise."""
     generator = np.random.default_rng(0)
