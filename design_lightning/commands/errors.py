@@ -20,6 +20,7 @@ from design_lightning.surgery import BinaryConfig
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _UNKNOWN_OPTION = re.compile(r"(?:Option|Key|Group|key|accept option) '([\w.]+)'")
+_NO_MODULE = re.compile(r"No module named '([^']+)'")
 _MISSING = re.compile(r"required: (.+)")
 _SECTIONS = ("trainer", "model", "data", "config", "seed_everything", "ckpt_path")
 _UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (.+)")
@@ -49,6 +50,8 @@ def explain(message: str, args: Sequence[str]) -> str:
             hint = f": did you mean --config {word}?" if word in recipes() else ""
             return f"unexpected {word!r}{hint}"
         return _unknown_option(word.lstrip("-").partition("=")[0], args)
+    if found := _NO_MODULE.search(message):
+        return f"{_full_key(key, args)}cannot import {found.group(1)!r}; is its folder on PYTHONPATH?"
     if names := _UNKNOWN_CLASS.findall(message):
         name = _last(names)
         near = did_you_mean(name, _class_names(), show_all_below=0)

@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from design_lightning.cli import DEBUG, fail
 from design_lightning.commands.recipes import find_config
@@ -32,6 +33,10 @@ class DesignParser(LightningArgumentParser):
         from design_lightning.commands.errors import explain
 
         fail(f"{explain(message, sys.argv[1:])} (see: design-train {sys.argv[1]} --help)", code=2)
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """A configuration as YAML, with what the data may set too: other data may not know the number of classes."""
+        return str(super().dump(*args, **{"skip_link_targets": False, **kwargs}))
 
 
 class DesignCLI(LightningCLI):
@@ -75,8 +80,27 @@ class DesignCLI(LightningCLI):
             model.init_args[name] = stored_value
 
     def before_instantiate_classes(self) -> None:
-        """Lets float32 matrix products use tensor cores."""
+        """Lets float32 matrix products use tensor cores, and reads a kernel's file, so that the saved configuration holds it."""
         torch.set_float32_matmul_precision("high")
+        model = self.config[self.config.subcommand].get("model")
+        binary = model.init_args.get("binary") if model and "init_args" in model else None
+        if isinstance(binary, Namespace) and str(binary.get("kernel")).endswith(".json"):
+            from design_lightning.surgery import BinaryConfig
+
+            binary.kernel = BinaryConfig(kernel=binary.kernel).kernel
+
+    def after_instantiate_classes(self) -> None:
+        """Puts what the data set into the configuration that is saved, and says where the data does not know the classes."""
+        model = self.config[self.config.subcommand].get("model")
+        if self.datamodule is None or not model or not model.class_path.endswith(".DesignClassifier"):
+            return
+        for name in LINKED:
+            if hasattr(self.datamodule, name):
+                value = getattr(self.datamodule, name)
+                model.init_args[name] = list(value) if isinstance(value, tuple) else value
+        if not hasattr(self.datamodule, "num_classes"):
+            kind, count = type(self.datamodule).__name__, self.model.num_classes
+            print(f"{kind} has no num_classes: the model has {count}, as model.num_classes says", file=sys.stderr)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         from design_lightning.callbacks import (
@@ -133,9 +157,11 @@ def main(command: str, args: Sequence[str]) -> None:
             auto_configure_optimizers=False,
             save_config_kwargs={"overwrite": True},
         )
-    except (
-        MisconfigurationException
-    ) as error:  # what was asked of the trainer is not to be had here: Lightning says what is
+    except SIGTERMException as stopped:
+        # Lightning's own ends with 0, and a script would go on with half a training.
+        raise SystemExit(128 + signal.SIGTERM) from stopped
+    except MisconfigurationException as error:
+        # What was asked of the trainer is not to be had here: Lightning says what is.
         raise ValueError(str(error)) from error
     finally:
         sys.argv = given

@@ -131,6 +131,7 @@ class BinaryConfig:
         is_file = isinstance(self.kernel, str | Path) and str(self.kernel).endswith(".json")
         if is_file or isinstance(self.kernel, ThresholdKernel | Tensor):
             object.__setattr__(self, "kernel", _kernel_as_dict(ThresholdKernel.of(cast(Any, self.kernel))))
+        object.__setattr__(self, "overrides", {k: _with_kernel_inside(v) for k, v in self.overrides.items()})
         if not isinstance(self.scale, int | float) or isinstance(self.scale, bool):
             raise ValueError(f"scale must be a number, not {self.scale!r}")
         if isinstance(self.skip, str):
@@ -245,6 +246,13 @@ def _check_arguments(field_name: str, arguments: Mapping[str, Any], choice: str,
         if name not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"{field_name} has {name!r}, which {choice!r} does not take; {takes}")
+
+
+def _with_kernel_inside(override: dict[str, Any] | None) -> dict[str, Any] | None:
+    """An override with its kernel's file read, as the configuration's own is."""
+    if override is None or not str(override.get("kernel")).endswith(".json"):
+        return override
+    return {**override, "kernel": _kernel_as_dict(ThresholdKernel.from_json(override["kernel"]))}
 
 
 def _kernel_as_dict(kernel: ThresholdKernel) -> dict[str, Any]:

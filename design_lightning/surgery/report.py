@@ -137,10 +137,12 @@ class BinarizationReport:
 
     def __str__(self) -> str:
         import io
+        import shutil
 
         from rich.console import Console
 
-        console = Console(file=io.StringIO(), width=120, force_terminal=False)
+        width = shutil.get_terminal_size(fallback=(120, 24)).columns
+        console = Console(file=io.StringIO(), width=width, force_terminal=False)
         console.print(self.table())
         assert isinstance(console.file, io.StringIO)
         return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())

@@ -6,8 +6,10 @@ import importlib.metadata
 import io
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+import design_lightning as dl
 from design_lightning.cli import main
 from design_lightning.commands.plugins import GROUP
 
@@ -266,3 +269,55 @@ def test_measuring_a_checkpoint_warns_of_nothing(
     monkeypatch.chdir(fitted.folder)
     main(after(fitted, "validate"))
     assert "random weights" not in capsys.readouterr().err
+
+
+OWN_DATA = """
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+class OwnData(LightningDataModule):
+    def loader(self):
+        return DataLoader(TensorDataset(torch.randn(8, 3, 32, 32), torch.arange(8) % 3), batch_size=4)
+
+    train_dataloader = val_dataloader = test_dataloader = loader
+"""
+
+
+def test_next_command_works_with_data_that_knows_no_classes_and_a_kernel_file_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_data.py").write_text(OWN_DATA)
+    dl.ThresholdKernel([[0.2, 0.6]], name="mine").to_json("kernel.json")
+    Path("own.yaml").write_text("model: {class_path: DesignClassifier, init_args: {num_classes: 3}}\n")
+    network = ["--model.backbone", "resnet20_cifar", "--model.backbone_args", "{width: 0.25}"]
+    rest = ["--data", "own_data.OwnData", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"]
+    main(["fit", "--config", "own.yaml", *network, "--model.binary.kernel", "kernel.json", *rest])
+    printed = capsys.readouterr()
+    assert "OwnData has no num_classes: the model has 3" in printed.err
+    (tmp_path / "kernel.json").unlink()
+    command = shlex.split(printed.out.partition("next: design-train ")[2].splitlines()[0])
+    main(command)
+    assert "test/top1" in capsys.readouterr().out
+
+
+def test_saved_configuration_holds_what_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(FIT)
+    saved = yaml.safe_load(next(tmp_path.rglob("config.yaml")).read_text())["model"]["init_args"]
+    assert saved["num_classes"] == 10
+    assert saved["input_size"] == [1, 28, 28]
+
+
+def test_a_fit_that_is_terminated_does_not_end_as_a_success(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("design-train")
+    process = subprocess.Popen([str(program), *FIT[:5]], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("config.yaml")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM

@@ -79,3 +79,13 @@ def test_kernel_object_becomes_plain_numbers() -> None:
     config = dl.BinaryConfig(kernel=dl.ThresholdKernel([[0.25, 0.5]], name="mine"))  # type: ignore[arg-type]
     assert dl.BinaryConfig.from_yaml(config.to_yaml()) == config
     assert config.threshold_kernel().name == "mine"
+
+
+def test_kernel_file_of_an_override_is_read_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.json"
+    dl.ThresholdKernel([[0.25, 0.5]], name="mine").to_json(path)
+    config = dl.BinaryConfig(overrides={"layer4.*": {"kernel": str(path)}, "fc": None})
+    path.unlink()
+    override = dl.BinaryConfig.from_dict(config.to_dict()).overrides["layer4.*"]
+    assert override is not None
+    assert config.overridden(override).threshold_kernel().levels == (((0.25, 0.5),),)
