@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from design_lightning._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from design_lightning import binary, data, kernels, models, surgery, training
+    from design_lightning import binary, data, export, kernels, models, surgery, training
     from design_lightning.binary import BinaryConv2d, BinaryLinear, DeSign, RSign, Sign
+    from design_lightning.export import load, save
     from design_lightning.kernels import ThresholdKernel
-    from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, set_stage_
+    from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, set_stage_, unbinarize_
     from design_lightning.training import DesignClassifier, DesignTrainer
 
 __version__ = "0.1.0"
@@ -35,20 +36,25 @@ __all__ = [
     "binarize_",
     "binary",
     "data",
+    "export",
     "kernels",
+    "load",
     "models",
+    "save",
     "set_stage_",
     "surgery",
     "training",
+    "unbinarize_",
 ]
 
 __getattr__, __dir__ = lazy_attributes(
     __name__,
     {
-        **{name: f".{name}" for name in ("binary", "data", "kernels", "models", "surgery", "training")},
+        **{name: f".{name}" for name in ("binary", "data", "export", "kernels", "models", "surgery", "training")},
         **dict.fromkeys(("BinaryConv2d", "BinaryLinear", "DeSign", "RSign", "Sign"), ".binary"),
+        **dict.fromkeys(("load", "save"), ".export"),
         "ThresholdKernel": ".kernels",
-        **dict.fromkeys(("BinarizationReport", "BinaryConfig", "binarize_", "set_stage_"), ".surgery"),
+        **dict.fromkeys(("BinarizationReport", "BinaryConfig", "binarize_", "set_stage_", "unbinarize_"), ".surgery"),
         **dict.fromkeys(("DesignClassifier", "DesignTrainer"), ".training"),
     },
 )

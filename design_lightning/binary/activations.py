@@ -114,13 +114,16 @@ class RSign(BinaryActivation):
 class DeSign(BinaryActivation):
     """The designed dithering sign: a Sign whose threshold follows a small kernel, periodic over the image.
 
-        y[b, c, i, j] = +1 if x[b, c, i, j] >= scale * g[c] * K[c mod D, (i + oi) mod h, (j + oj) mod w], else -1
+        y[b, c, i, j] = +1 if x[b, c, i, j] >= unit * scale * g[c] * K[c mod D, (i + oi) mod h, (j + oj) mod w], else -1
 
     Monroy et al., "Designed Dithering Sign Activation for Binary Neural Networks", IEEE JSTSP 2024, arXiv:2405.02220.
 
     Tokens [B, N, C] (layout NHWC) take the thresholds of the grid that they came from, if `grid` gives it: N =
     prefix_tokens + rows * columns, row by row; prefix tokens (a class token) have no place in the image, and threshold 0.
     Without a grid the kernel, read row by row, is periodic along N. Features [B, C] are an image of one pixel.
+
+    The thresholds are meant in standard deviations of a batch-normalised input. Where the input has another size (behind an
+    attention, say) the persistent 0-dim buffer `unit` holds that size; it is 1 until `binarize_` or you set it.
 
     Args:
         kernel: a `ThresholdKernel`, a published name such as `2x2_v1`, a kernel's JSON file, or levels [D, h, w].
@@ -144,7 +147,8 @@ class DeSign(BinaryActivation):
 
     levels: Tensor
     scale: Tensor
-    float32_state: ClassVar[tuple[str, ...]] = ("levels", "scale")
+    unit: Tensor
+    float32_state: ClassVar[tuple[str, ...]] = ("levels", "scale", "unit")
 
     def __init__(
         self,
@@ -175,7 +179,12 @@ class DeSign(BinaryActivation):
         else:
             self.register_buffer("levels", levels)
         self.register_buffer("scale", torch.tensor(float(scale)))
+        self.register_buffer("unit", torch.ones(()))
         self.start = {"levels": self.kernel.levels, "scale": float(scale)}
+
+    def reset_parameters(self) -> None:  # noqa: D102
+        super().reset_parameters()
+        self.unit.fill_(1)
 
     @property
     def gamma_from(self) -> nn.Module | None:
@@ -190,7 +199,7 @@ class DeSign(BinaryActivation):
     def threshold(self, x: Tensor) -> Tensor:  # noqa: D102
         channels = self._channels(x)
         if self.gamma_from is None:
-            levels = self.scale * self.levels
+            levels = (self.unit * self.scale) * self.levels
         else:
             gamma = cast(Tensor, self.gamma_from.weight)
             depth = self.levels.shape[0]
@@ -199,7 +208,9 @@ class DeSign(BinaryActivation):
                     f"the norm that scales these thresholds has {gamma.numel()} channels and the kernel {depth}, "
                     f"but the input has {channels}: {list(x.shape)}"
                 )
-            levels = (self.scale * gamma.float()).view(-1, 1, 1) * self.levels.repeat(channels // depth, 1, 1)
+            levels = (self.unit * self.scale * gamma.float()).view(-1, 1, 1) * self.levels.repeat(
+                channels // depth, 1, 1
+            )
         if self.layout == "NCHW":
             return (
                 tile(levels, channels, x.shape[-2], x.shape[-1], self.align)
@@ -232,6 +243,8 @@ class DeSign(BinaryActivation):
         parts = [f"kernel={self.kernel.name}", super().extra_repr()]
         if not self.scale.is_meta and self.scale.item() != 1:
             parts.append(f"scale={self.scale.item():g}")
+        if not self.unit.is_meta and self.unit.item() != 1:
+            parts.append(f"unit={self.unit.item():.3g}")
         if self.align != "topleft":
             parts.append(f"align={self.align}")
         if self.learn_kernel:

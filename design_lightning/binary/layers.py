@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self, cast, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from design_lightning._adopt import adopt
 from design_lightning.binary.activations import BinaryActivation, Layout
 from design_lightning.binary.weights import WeightBinarizer, make_weight_binarizer
 
@@ -30,6 +31,8 @@ class BinaryLayer(nn.Module):
     weight_binarizer: WeightBinarizer
     stage: Stage
     layout: ClassVar[Layout]
+    float_class: type[nn.Module]
+    """What `to_float` gives."""
 
     def _make_binary(
         self,
@@ -50,13 +53,18 @@ class BinaryLayer(nn.Module):
             self.weight_binarizer = make_weight_binarizer(weight, self.latent_weight(), **(weight_args or {}))
         self.set_stage(stage)
 
-    @classmethod
-    def _adopt(cls, layer: nn.Module) -> Self:
-        """A layer of this class that holds the same parameters, buffers, hooks and attributes as `layer`; nothing is copied."""
-        adopted = cls.__new__(cls)
-        for name, value in vars(layer).items():
-            adopted.__dict__[name] = value.copy() if isinstance(value, dict) else value
-        return adopted
+    def to_float(self) -> nn.Module:
+        """The float layer that this one was, of the class that it had, with the latent weights as its weights.
+
+        Nothing is copied. What only the binary layer had (thresholds, scales, shifts) is not in it.
+        """
+        layer = adopt(self.float_class, self)
+        for name in ("activation", "weight_binarizer"):
+            layer._modules.pop(name, None)
+            layer.__dict__.pop(name, None)
+        for name in ("stage", "padding_value", "float_class"):
+            layer.__dict__.pop(name, None)
+        return layer
 
     def latent_weight(self) -> Tensor:
         """The real-valued weights that are binarized: the parameter, or what the float layer makes of it (standardised)."""
@@ -124,6 +132,7 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
     """
 
     layout: ClassVar[Layout] = "NCHW"
+    float_class = nn.Conv2d
     padding_value: PaddingValue
 
     def __init__(
@@ -169,7 +178,8 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         stage: Stage = "both",
     ) -> Self:
         """The binary twin of a float convolution; it takes over its parameters, without a copy. Arguments as in the class."""
-        layer = cls._adopt(conv)
+        layer = adopt(cls, conv)
+        layer.float_class = type(conv)
         layer._set_padding_value(padding_value)
         layer._make_binary(activation, weight, weight_args, stage)
         return layer
@@ -228,6 +238,7 @@ class BinaryLinear(BinaryLayer, nn.Linear):
     """
 
     layout: ClassVar[Layout] = "NHWC"
+    float_class = nn.Linear
 
     def __init__(
         self,
@@ -253,7 +264,8 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         stage: Stage = "both",
     ) -> Self:
         """The binary twin of a float linear layer; it takes over its parameters, without a copy. Arguments as in the class."""
-        layer = cls._adopt(linear)
+        layer = adopt(cls, linear)
+        layer.float_class = type(linear)
         layer._make_binary(activation, weight, weight_args, stage)
         return layer
 

@@ -9,6 +9,8 @@ from typing import Self, TypeGuard
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from design_lightning._adopt import adopt
+
 
 class AveragePooledConv2d(nn.Conv2d):
     """A float 1x1 convolution whose stride is an average pool in front of it; the same parameters under the same keys.
@@ -21,11 +23,16 @@ class AveragePooledConv2d(nn.Conv2d):
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> Self:
         """Takes over a strided 1x1 convolution's parameters, without a copy."""
-        pooled = cls.__new__(cls)
-        for name, value in vars(conv).items():
-            pooled.__dict__[name] = value.copy() if isinstance(value, dict) else value
+        pooled = adopt(cls, conv)
         pooled.pool, pooled.stride = (conv.stride[0], conv.stride[1]), (1, 1)
         return pooled
+
+    def to_float(self) -> nn.Conv2d:
+        """The strided convolution that this one was."""
+        conv = adopt(nn.Conv2d, self)
+        conv.stride = self.pool
+        del conv.pool
+        return conv
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: D102
         x = F.avg_pool2d(input, self.pool, self.pool, ceil_mode=True, count_include_pad=False)

@@ -1,5 +1,6 @@
 """The float activations that surgery knows: which are replaced by a companion, which are gates, and what they let through."""
 
+import timm.layers
 import timm.layers.activations as timm_activations
 import timm.layers.activations_me as timm_activations_me
 import torch
@@ -26,6 +27,25 @@ ACTIVATION_MODULES = (
     *_classes("SwishMe", "MishMe", "HardSwishMe", "HardMishMe"),
 )
 """Replaced by the companion where their output reaches a binarizer."""
+
+ACTIVATION_NORMS = (
+    *(timm.layers.EvoNorm2dB0, timm.layers.EvoNorm2dB1, timm.layers.EvoNorm2dB2),
+    *(timm.layers.EvoNorm2dS0, timm.layers.EvoNorm2dS0a, timm.layers.FilterResponseNormTlu2d),
+)
+"""Norms whose formula is an activation too, with no module inside that could be replaced; see `bare_norms`."""
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module is a float activation, by itself or as part of its norm."""
+    if isinstance(module, ACTIVATION_NORMS):
+        return bool(module.apply_act)
+    return isinstance(module, ACTIVATION_MODULES)
+
+
+def is_one_sided(module: nn.Module) -> bool:
+    """Whether an activation's output is never negative (as its parameters start)."""
+    return isinstance(module, (*ONE_SIDED, timm.layers.FilterResponseNormTlu2d))
+
 
 GATE_MODULES = _classes("Sigmoid", "Hardsigmoid", "HardSigmoid", "HardSigmoidMe", "Softmax")
 """Their output weighs a stream instead of being one: never replaced."""

@@ -110,10 +110,36 @@ def why_no_twin(layer: nn.Module) -> str:
     return f"{type(layer).__name__} has {'a forward of its own' if known else 'no binary twin'}"
 
 
+_HOLDERS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+"""Layers of torch whose weights have other names than `weight`."""
+
+
 def is_weight_layer(module: nn.Module) -> bool:
     """Whether a module multiplies its input by a weight matrix or filters, so that a report has to account for it."""
     weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() >= 2 and not isinstance(module, nn.LayerNorm)
+    has_weight = isinstance(weight, Tensor) and weight.dim() >= 2 and not isinstance(module, nn.LayerNorm)
+    return has_weight or isinstance(module, _HOLDERS)
+
+
+def weight_count(layer: nn.Module) -> int:
+    """How many weights a weight layer has itself, biases apart."""
+    if isinstance(layer, _HOLDERS):
+        return sum(parameter.numel() for parameter in layer.parameters(recurse=False) if parameter.dim() >= 2)
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.numel()
+
+
+def multiply_accumulates(layer: nn.Module, x: Tensor, output: Tensor) -> int:
+    """Of one call of a weight layer; the products of two streams in an attention are not among them."""
+    if isinstance(layer, nn.Embedding):
+        return 0
+    if isinstance(layer, _HOLDERS):
+        return x.numel() // x.shape[-1] * weight_count(layer)
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return x.numel() * weight_count(layer) // layer.in_channels
+    assert isinstance(layer.weight, Tensor)
+    return output.numel() * layer.weight[0].numel()
 
 
 def in_channels(layer: nn.Module) -> int:

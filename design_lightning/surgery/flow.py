@@ -86,7 +86,12 @@ def _functions(*names: str) -> frozenset[object]:
 
 
 _NORMS = _functions("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "normalize")
-_MIXERS = _functions(
+WEIGHT_FUNCTIONS = _functions(
+    *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    "multi_head_attention_forward",
+)
+"""They multiply by the weight of a layer."""
+_MIXERS = WEIGHT_FUNCTIONS | _functions(
     *(
         "matmul",
         "__matmul__",
@@ -96,12 +101,10 @@ _MIXERS = _functions(
         "einsum",
         "baddbmm",
         "addmm",
-        "linear",
         "bilinear",
         "embedding",
     ),
-    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-    *("scaled_dot_product_attention", "multi_head_attention_forward", "unfold", "fold", "glu"),
+    *("scaled_dot_product_attention", "unfold", "fold", "glu"),
 )
 _ADDITIONS = _functions("add", "add_", "__add__", "__radd__", "__iadd__", "cat", "concat", "stack", "sum", "maximum")
 _SUBTRACTIONS = _functions("sub", "sub_", "__sub__", "__rsub__", "__isub__", "rsub", "neg", "__neg__")

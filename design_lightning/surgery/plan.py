@@ -2,7 +2,6 @@
 
 import fnmatch
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from design_lightning._names import did_you_mean
 from design_lightning.binary import BinaryLayer
 from design_lightning.surgery.config import BinaryConfig
-from design_lightning.surgery.float_activations import ACTIVATION_MODULES
+from design_lightning.surgery.float_activations import is_activation
 from design_lightning.surgery.float_layers import is_weight_layer
 from design_lightning.surgery.probe import LayerCall, Probe, ProbeError, probe
 from design_lightning.surgery.report import BinarizationReport, Row
@@ -28,8 +27,10 @@ class Plan:
     probe: Probe | None = None
     rows: dict[str, Row] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     replacements: dict[nn.Module, nn.Module] = field(default_factory=dict)
     binary: dict[str, BinaryConfig] = field(default_factory=dict)
+    companions: dict[str, str] = field(default_factory=dict)
     shortcuts: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -38,6 +39,7 @@ class Plan:
                 f"{type(self.model).__name__} is a layer itself; use its binary twin's from_float, or pass its parent"
             )
         self.modules = dict(self.model.named_modules())
+        self.bytes_before = 4 * sum(p.numel() for p in self.model.parameters())
         try:
             self.probe = probe(self.model, self.example_input)
         except ProbeError as error:
@@ -50,13 +52,14 @@ class Plan:
         self.facts = Facts.of(self.model, self.probe)
         self._check_patterns()
 
-    def note(self, text: str) -> None:
-        """Adds to the report's notes, and warns."""
+    def note(self, text: str, warn: bool = True) -> None:
+        """Adds to the report's notes, and to what the user is warned of in the end."""
         self.notes.append(text)
-        warnings.warn(text, stacklevel=5)
+        if warn:
+            self.warnings.append(text)
 
     def _check_patterns(self) -> None:
-        known = [n for n, m in self.modules.items() if is_weight_layer(m) or isinstance(m, ACTIVATION_MODULES)]
+        known = [n for n, m in self.modules.items() if is_weight_layer(m) or is_activation(m)]
         for pattern in self.config.overrides:
             if not any(_matches(pattern, name) for name in known):
                 raise ValueError(
@@ -76,19 +79,16 @@ class Plan:
         return self.probe.layers.get(name) if self.probe else None
 
     def report(self) -> BinarizationReport:
-        """The rows in the order of the module tree, and the totals."""
-        before = {id(p): p.numel() for p in self.model.parameters()}
-        after = dict(before)
-        for module in self.replacements:
-            for parameter in module.parameters():
-                after.pop(id(parameter), None)
-        for replacement in self.replacements.values():
-            after |= {id(p): p.numel() for p in replacement.parameters()}
+        """The rows in the order of the module tree, and the totals; of a model that is binary by now."""
         rows = tuple(self.rows[name] for name in self.modules if name in self.rows)
         binary_weights = {id(m.weight): m.weight for m in self.replacements.values() if isinstance(m, BinaryLayer)}
         binary_parameters = sum(weight.numel() for weight in binary_weights.values())
         return BinarizationReport(
-            rows, sum(after.values()), binary_parameters, 4 * sum(before.values()), tuple(self.notes)
+            rows,
+            sum(p.numel() for p in self.model.parameters()),
+            binary_parameters,
+            self.bytes_before,
+            tuple(self.notes),
         )
 
 

@@ -8,8 +8,9 @@ from torch import nn
 from design_lightning.binary import make_companion
 from design_lightning.binary.activations import Layout
 from design_lightning.binary.companions import CompanionName
+from design_lightning.surgery.bare_norms import with_companion
 from design_lightning.surgery.config import BinaryConfig
-from design_lightning.surgery.float_activations import ACTIVATION_MODULES
+from design_lightning.surgery.float_activations import ACTIVATION_NORMS, is_activation
 from design_lightning.surgery.float_layers import is_weight_layer
 from design_lightning.surgery.plan import Plan
 from design_lightning.surgery.probe import Probe
@@ -21,7 +22,7 @@ def decide_activations(plan: Plan) -> None:
     """Gives every float activation a row, and those whose output reaches a binarizer their companion."""
     reaching = _reaching(plan)
     for name, module in plan.modules.items():
-        if isinstance(module, ACTIVATION_MODULES):
+        if is_activation(module):
             _decide_activation(plan, name, module, reaching)
 
 
@@ -30,7 +31,7 @@ def _reaching(plan: Plan) -> set[str]:
     if plan.probe is None:
         gates = {n for n, m in plan.modules.items() if is_weight_layer(m) and find_rule(n, m, plan.facts, ("gate",))}
         parents = {name.rpartition(".")[0] for name in gates}
-        names = (n for n, m in plan.modules.items() if isinstance(m, ACTIVATION_MODULES))
+        names = (n for n, m in plan.modules.items() if is_activation(m))
         return {name for name in names if name.rpartition(".")[0] not in parents}
     found: set[str] = set()
     waiting = [name for name, config in plan.binary.items() if config.activation != "none"]
@@ -55,8 +56,13 @@ def _decide_activation(plan: Plan, name: str, module: nn.Module, reaching: set[s
         plan.rows[name] = Row(name, before, before, "kept", "companion: keep")
     else:
         companion = _companion(plan, name, config)
+        after = type(companion).__name__
+        plan.companions[name] = after
+        if isinstance(module, ACTIVATION_NORMS):
+            companion = with_companion(module, companion)
+            after = f"{type(companion).__name__} + {after}"
         plan.replacements[module] = companion
-        plan.rows[name] = Row(name, before, type(companion).__name__, "companion", "its output reaches a binarizer")
+        plan.rows[name] = Row(name, before, after, "companion", "its output reaches a binarizer")
 
 
 def _companion(plan: Plan, name: str, config: BinaryConfig) -> nn.Module:
@@ -118,7 +124,7 @@ def _check_clipped(plan: Plan, probe: Probe) -> None:
     clipped = []
     for name, config in plan.binary.items():
         source = probe.layers[name].flow.activation
-        is_hardtanh = source in plan.rows and plan.rows[source].after == "Hardtanh"
+        is_hardtanh = source in plan.rows and "Hardtanh" in (plan.companions.get(source), plan.rows[source].after)
         if config.activation == "design" and is_hardtanh and _highest_threshold(config) > 1:
             clipped.append(f"{name} (behind {source})")
     if clipped:

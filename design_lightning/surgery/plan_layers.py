@@ -19,7 +19,7 @@ from design_lightning.binary import (
 from design_lightning.binary.activations import Layout
 from design_lightning.surgery.config import BinaryConfig
 from design_lightning.surgery.downsampling import AveragePooledConv2d, is_strided_projection
-from design_lightning.surgery.float_layers import binary_twin, in_channels, is_weight_layer, why_no_twin
+from design_lightning.surgery.float_layers import binary_twin, in_channels, is_weight_layer, weight_count, why_no_twin
 from design_lightning.surgery.plan import Plan
 from design_lightning.surgery.probe import LayerCall
 from design_lightning.surgery.report import Row
@@ -50,7 +50,13 @@ def _decide_layer(plan: Plan, name: str, layer: nn.Module) -> None:
     if twin is None:
         return _leave(plan, name, layer, "no twin", why_no_twin(layer))
     if plan.probe and name not in plan.probe.layers:
-        return _leave(plan, name, layer, "not called", "forward does not call it in eval mode")
+        user = plan.probe.users.get(name)
+        by = (
+            "forward does not call it in eval mode"
+            if user is None
+            else f"{user or 'the model'} uses its weight without a call"
+        )
+        return _leave(plan, name, layer, "not called", by)
     rule = find_rule(name, layer, plan.facts, config.skip_rules)
     if rule and rule[0] == "downsample" and config.downsample == "avgpool" and is_strided_projection(layer):
         plan.replacements[layer] = AveragePooledConv2d.from_conv(layer)
@@ -68,9 +74,8 @@ def _leave(plan: Plan, name: str, layer: nn.Module, rule: str, reason: str) -> N
 
 def _row(plan: Plan, name: str, layer: nn.Module, after: str, rule: str, reason: str) -> Row:
     call = plan.call(name)
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return Row(name, type(layer).__name__, after, rule, reason, weight.numel(), _macs_per_image(plan, call))
+    count = weight_count(layer)
+    return Row(name, type(layer).__name__, after, rule, reason, count, _macs_per_image(plan, call))
 
 
 def _macs_per_image(plan: Plan, call: LayerCall | None) -> int:
@@ -105,6 +110,8 @@ def _make_binary(plan: Plan, name: str, layer: nn.Module, twin: type[BinaryLayer
         words += f", {shortcut_in_words}"
         if norm is not None:
             plan.shortcuts[name] = norm
+    elif config.shortcut == "bireal":
+        words += ", no shortcut: not a convolution"
     plan.rows[name] = _row(plan, name, layer, type(binary).__name__, "binary", words)
 
 

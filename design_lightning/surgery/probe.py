@@ -1,18 +1,19 @@
 """The probing forward: what reaches what in a network, learned by running it once and watching every operation."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from design_lightning.surgery.float_activations import ACTIVATION_MODULES, GATE_MODULES, ONE_SIDED
-from design_lightning.surgery.float_layers import is_weight_layer
+from design_lightning.surgery.float_activations import ACTIVATION_NORMS, GATE_MODULES, is_activation, is_one_sided
+from design_lightning.surgery.float_layers import is_weight_layer, multiply_accumulates
 from design_lightning.surgery.flow import (
+    WEIGHT_FUNCTIONS,
     Findings,
     Flow,
     after,
@@ -22,6 +23,7 @@ from design_lightning.surgery.flow import (
     flow_of,
     set_flow,
 )
+from design_lightning.surgery.fused_bias import qkv_layers_called
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Probe:
     Args:
         layers: every weight layer that was called, in the order of the first call.
         activations: every activation module that was called, with the shapes of its inputs.
+        users: weight layers whose weight a function used without a call of the layer, and the module in which that happened.
         findings: the layers that turned out to be gates, or projections of a shortcut.
         input_shape: the shape of the input; its first number is the batch.
     """
@@ -53,6 +56,7 @@ class Probe:
     input_shape: tuple[int, ...]
     layers: dict[str, LayerCall] = field(default_factory=dict)
     activations: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    users: dict[str, str] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
 
 
@@ -78,8 +82,15 @@ def probe(model: nn.Module, example_input: Tensor | Sequence[int] | None = None)
         if example_input is not None
         else []
     )
+    with qkv_layers_called(model):
+        return _first_that_goes_through(model, shapes or candidate_shapes(model), example_input)
+
+
+def _first_that_goes_through(
+    model: nn.Module, shapes: Iterable[tuple[int, ...]], example_input: Tensor | Sequence[int] | None
+) -> Probe:
     failures = []
-    for shape in shapes or candidate_shapes(model):
+    for shape in shapes:
         for where in ("meta", "model"):
             try:
                 if where == "meta":
@@ -101,13 +112,16 @@ def candidate_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
     if isinstance(first, nn.Linear):
         yield 2, first.in_features
-    channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
     config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    # What stands first in the module tree may come later in forward, or behind a rearrangement of pixels.
+    channels = [first.in_channels] if isinstance(first, nn.Conv2d) else []
+    channels += [config["input_size"][0]] if config.get("input_size") else [3]
     sizes: list[Any] = [getattr(getattr(model, "patch_embed", None), "img_size", None)]
     sizes += [config[name][-2:] for name in ("input_size", "min_input_size") if config.get(name)]
     sizes += [(224, 224), (64, 64), (32, 32), (28, 28)]
     for size in dict.fromkeys(tuple(s) if not isinstance(s, int) else (s, s) for s in sizes if s is not None):
-        yield (2, channels, *size)
+        for count in dict.fromkeys(channels):
+            yield (2, count, *size)
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -165,6 +179,9 @@ class _Watch(TorchFunctionMode):
         self.model = model
         self.seen = seen
         self.stack: list[_Frame] = []
+        self.owners = {
+            id(m.weight): name for name, m in model.named_modules() if is_weight_layer(m) and hasattr(m, "weight")
+        }
         self.opaque = 0  # how many activation or gate modules are running: their inner operations are theirs
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -172,11 +189,18 @@ class _Watch(TorchFunctionMode):
         # An in-place operation overwrites its operand's knowledge, so it is read first.
         operands = [*_unrolled(args), *_unrolled(tuple(kwargs.values()))]
         inside = self.stack[-1].name if self.stack else ""
+        if func in WEIGHT_FUNCTIONS:
+            self._note_user(operands, inside)
         flow = None if self.opaque else after(func, operands, inside, self.seen.findings)
         result = func(*args, **kwargs)
         if flow is not None and isinstance(result, Tensor | list | tuple):
             set_flow(result, replace(flow, gate_layers=frozenset()) if _is_pooled(result, operands) else flow)
         return result
+
+    def _note_user(self, operands: list[Any], inside: str) -> None:
+        running = {frame.name for frame in self.stack}
+        for owner in {self.owners[id(value)] for value in operands if id(value) in self.owners} - running:
+            self.seen.users[owner] = inside
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -195,11 +219,13 @@ class _Watch(TorchFunctionMode):
             x = next((value for value in (*inputs, *named.values()) if isinstance(value, Tensor)), None)
             frame = _Frame(name, x, flow_of(x) or Flow())
             self.stack.append(frame)
-            if isinstance(module, (*ACTIVATION_MODULES, *GATE_MODULES)):
+            if is_activation(module) or isinstance(module, GATE_MODULES):
                 self.opaque += 1
             if x is None:
                 return
-            if isinstance(module, ACTIVATION_MODULES):
+            if is_activation(module):
+                if isinstance(module, ACTIVATION_NORMS) and frame.flow.layer and frame.flow.norm is None:
+                    self.seen.findings.norms[frame.flow.layer] = (name, tuple(x.shape))
                 self.seen.activations.setdefault(name, []).append(tuple(x.shape))
             if is_weight_layer(module):
                 call = self.seen.layers.setdefault(name, LayerCall(frame.flow, tuple(x.shape)))
@@ -214,11 +240,13 @@ class _Watch(TorchFunctionMode):
         if isinstance(module, GATE_MODULES):
             self.opaque -= 1
             set_flow(output, after_gate(frame.flow))
-        elif isinstance(module, ACTIVATION_MODULES):
+        elif is_activation(module):
             self.opaque -= 1
-            set_flow(output, after_activation(frame.flow, frame.name, isinstance(module, ONE_SIDED)))
-        elif is_weight_layer(module) and frame.x is not None and isinstance(output, Tensor):
-            self.seen.layers[frame.name].macs += _macs(module, output)
+            flow = after_activation(frame.flow, frame.name, is_one_sided(module))
+            set_flow(output, replace(flow, norm=None) if isinstance(module, ACTIVATION_NORMS) else flow)
+        elif is_weight_layer(module) and frame.x is not None:
+            first = output[0] if isinstance(output, tuple) else output
+            self.seen.layers[frame.name].macs += multiply_accumulates(module, frame.x, first)
             set_flow(output, after_layer(frame.flow, frame.name, _is_one_pixel(frame.x)))
 
 
@@ -252,8 +280,3 @@ def _is_pooled(result: Any, operands: list[Any]) -> bool:
     """Whether an operation took an image to one pixel."""
     largest = max((v.numel() for v in operands if isinstance(v, Tensor)), default=0)
     return _is_one_pixel(result) and result.numel() < largest
-
-
-def _macs(layer: nn.Module, output: Tensor) -> int:
-    weight = cast(Tensor, layer.weight)
-    return 0 if isinstance(layer, nn.Embedding) else output.numel() * weight[0].numel()

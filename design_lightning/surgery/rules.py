@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import timm.layers as timm_layers
+import timm.models._efficientnet_blocks as efficientnet_blocks
 from timm.models import FeatureDictNet, FeatureHookNet, FeatureListNet
 from timm.models._features import FeatureGetterNet
 from torch import nn
@@ -16,12 +17,13 @@ from design_lightning.surgery.probe import Probe
 _HEADLESS = (FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureListNet)
 
 _GATES = tuple(
-    getattr(timm_layers, name)
+    getattr(home, name)
+    for home in (timm_layers, efficientnet_blocks)
     for name in (
         *("SEModule", "SqueezeExcite", "EffectiveSEModule", "EcaModule", "CecaModule", "GatherExcite", "GlobalContext"),
         *("CbamModule", "LightCbamModule", "SelectiveKernelAttn", "BatNonLocalAttn"),
     )
-    if hasattr(timm_layers, name)
+    if hasattr(home, name)
 )
 
 
@@ -76,6 +78,8 @@ def _depthwise(name: str, layer: nn.Module, facts: Facts) -> str | None:
 def _gate(name: str, layer: nn.Module, facts: Facts) -> str | None:
     if facts.probe and name in facts.probe.findings.gates:
         return "its output gates a stream"
+    if facts.probe and facts.probe.layers[name].flow.is_gate:
+        return "it reads a gate"
     parts = name.split(".")
     for end in range(len(parts)):
         module = facts.model.get_submodule(".".join(parts[:end]))

@@ -41,6 +41,15 @@ class RealShortcut:
         return output + self._take()
 
 
+def remove_shortcuts_(model: nn.Module) -> None:
+    """Removes every `RealShortcut` of a model."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [k for k, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), RealShortcut)]:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
 def shortcut_place(name: str, probe: Probe | None) -> tuple[str | None, str]:
     """The norm behind which a layer's shortcut would end, or None; and why there is none."""
     if probe is None:

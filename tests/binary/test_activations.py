@@ -348,7 +348,7 @@ class TestDeSignState:
 
     def test_the_norm_of_gamma_is_no_part_of_it(self) -> None:
         activation = DeSign("2x2_v1", gamma_from=nn.BatchNorm2d(3))
-        assert set(activation.state_dict()) == {"levels", "scale"}
+        assert set(activation.state_dict()) == {"levels", "scale", "unit"}
         assert not list(activation.parameters())
 
     def test_a_copied_network_takes_gamma_from_its_own_norm(self) -> None:

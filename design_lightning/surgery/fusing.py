@@ -1,0 +1,40 @@
+"""Refuses to fold the branches or norms of a binary layer into one float layer.
+
+RepVGG, MobileOne, FastViT and others train parallel branches and sum them into one convolution afterwards (`reparameterize`,
+`fuse`, `switch_to_deploy`; `timm.utils.model.reparameterize_model` calls them). A sum of +-1 convolutions of the sign is no
++-1 convolution, so on binary layers that would silently give a float network of the latent weights.
+"""
+
+from functools import partial
+from typing import Any, NoReturn
+
+from torch import nn
+
+from design_lightning.binary import BinaryLayer
+
+_METHODS = ("reparameterize", "fuse", "switch_to_deploy")
+
+
+def _refuse(name: str, method: str) -> NoReturn:
+    raise ValueError(
+        f"{name or 'the model'}.{method}() would fold binary layers into a float one; "
+        "call it before binarize_, or after unbinarize_"
+    )
+
+
+def refuse_fusing_(model: nn.Module) -> None:
+    """Has every module that could fold its own binary layers raise instead."""
+    for name, module in model.named_modules():
+        if any(isinstance(inner, BinaryLayer) for inner in module.modules()):
+            for method in _METHODS:
+                if callable(getattr(type(module), method, None)):
+                    module.__dict__[method] = partial(_refuse, name, method)
+
+
+def allow_fusing_(model: nn.Module) -> None:
+    """Takes back what `refuse_fusing_` did."""
+    for module in model.modules():
+        for method in _METHODS:
+            held: Any = module.__dict__.get(method)
+            if isinstance(held, partial) and held.func is _refuse:
+                del module.__dict__[method]
