@@ -38,7 +38,7 @@ def save(model: nn.Module, path: str | Path, model_args: Mapping[str, Any] | Non
     Args:
         model: what `binarize_` made of a timm network.
         path: the file; `.safetensors` by custom. It appears when it is complete.
-        model_args: what `timm.create_model` got beside the name and `num_classes`, such as `{"img_size": 64}`.
+        model_args: what `timm.create_model` got beside the name, `num_classes` and `in_chans`, such as `{"img_size": 64}`.
 
     Returns:
         The path.
@@ -60,6 +60,9 @@ def save(model: nn.Module, path: str | Path, model_args: Mapping[str, Any] | Non
     arguments = dict(model_args or {})
     if "num_classes" not in arguments and getattr(model, "num_classes", None) is not None:
         arguments["num_classes"] = model.num_classes
+    channels = record.input_shape[1] if record.input_shape and len(record.input_shape) == 4 else 3
+    if channels != 3:
+        arguments.setdefault("in_chans", channels)
     state = model.state_dict()
     _check_rebuilds(architecture, arguments, record, state)
     stored = {
@@ -134,7 +137,7 @@ def _load_safetensors(path: str | Path) -> nn.Module:
         model.load_state_dict({**tensors, **stored["extra_state"]})
     except RuntimeError as error:
         raise ValueError(
-            f"{str(path)!r} does not fit the {stored['architecture']} of timm {timm.__version__}: {error}"
+            f"{str(path)!r} does not fit the {stored['architecture']} of timm {timm.__version__}: {' '.join(str(error).split())}"
         ) from error
     return model
 
@@ -143,9 +146,7 @@ def _shape(values: list[int] | None) -> tuple[int, ...] | None:
     return None if values is None else tuple(values)
 
 
-def _rebuild(
-    architecture: str, arguments: Mapping[str, Any], record: SurgeryRecord, device: str = "cpu"
-) -> nn.Module:
+def _rebuild(architecture: str, arguments: Mapping[str, Any], record: SurgeryRecord, device: str = "cpu") -> nn.Module:
     with torch.device(device):
         model: nn.Module = timm.create_model(architecture, **arguments)
     with warnings.catch_warnings():  # whoever binarized it first was warned
