@@ -69,10 +69,11 @@ def _last(name: str, layer: nn.Module, facts: Facts) -> str | None:
 
 
 def _depthwise(name: str, layer: nn.Module, facts: Facts) -> str | None:
+    channels = getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
     groups = getattr(layer, "groups", 1)
-    if groups > 1 and groups == getattr(layer, "in_channels", None):
-        return f"{groups} groups of one channel"
-    return None
+    if channels != groups:
+        return None
+    return f"{groups} groups of one channel" if groups > 1 else "it reads one channel"
 
 
 def _gate(name: str, layer: nn.Module, facts: Facts) -> str | None:
