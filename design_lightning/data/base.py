@@ -8,13 +8,21 @@ from typing import TypeGuard
 import torch
 from lightning.pytorch import LightningDataModule
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from design_lightning.data.augmentation import Augmentation
-from design_lightning.data.batches import Batches, NamedBatches, PaddedBatches, TensorBatches, TransformedBatches, as_is
+from design_lightning.data.batches import (
+    Batches,
+    NamedBatches,
+    PaddedBatches,
+    SeededBatches,
+    TensorBatches,
+    TransformedBatches,
+    as_is,
+)
 from design_lightning.data.folders import unlabelled_images
 from design_lightning.data.samples import Samples, TensorSamples
-from design_lightning.data.sampling import PaddedEvalSampler, stratified_split
+from design_lightning.data.sampling import EpochSampler, PaddedEvalSampler, ResumableLoader, stratified_split
 
 SPLITS = ("train", "val", "test")
 
@@ -27,9 +35,8 @@ class ImageData(LightningDataModule, ABC):
     With several processes the evaluation loaders pad the last batches by samples labelled -100 (`IGNORE_LABEL`), so
     that each process has equally many; a model that masks negative labels counts every image once.
 
-    Training order is drawn from `seed` and the epoch that Lightning sets. Augmentation in workers is seeded by `seed`;
-    in the main process (`num_workers=0`) crops and flips of bytes are too, and timm's transforms draw from the global
-    generators.
+    Training order and augmentation follow from `seed`, the epoch that Lightning sets and the batch, whatever the number of
+    workers; a run that is resumed within an epoch goes on with the next batch.
 
     Images held in memory that need only a padded crop and a flip are augmented a batch at a time, several times faster
     than timm's transforms, which do everything else.
@@ -209,13 +216,11 @@ class ImageData(LightningDataModule, ABC):
         augmentation = self.augmentation
         batches: Batches
         if augmentation.trains_on_bytes and self._held_as_input(samples):
-            batches = TensorBatches(
-                samples, self.mean, self.std, augmentation.padding, augmentation.hflip, self.seed + rank
-            )
+            batches = TensorBatches(samples, self.mean, self.std, augmentation.padding, augmentation.hflip)
         else:
             batches = TransformedBatches(samples, augmentation.train_transform(), self._pillow_mode)
-        sampler: Sampler = DistributedSampler(batches, world, rank, shuffle=True, seed=self.seed)
-        return self._loader(batches, sampler, rank, drop_last=self.drop_last)
+        sampler = EpochSampler(batches, world, rank, self.seed)
+        return self._loader(SeededBatches(batches, self.seed), sampler, rank, ResumableLoader, self.drop_last)
 
     def val_dataloader(self) -> DataLoader:
         """In order."""
@@ -243,8 +248,15 @@ class ImageData(LightningDataModule, ABC):
             return TensorBatches(samples, self.mean, self.std)
         return TransformedBatches(samples, self.augmentation.eval_transform(), self._pillow_mode)
 
-    def _loader(self, dataset: Dataset, sampler: Sampler, rank: int, drop_last: bool = False) -> DataLoader:
-        return DataLoader(
+    def _loader(
+        self,
+        dataset: Dataset,
+        sampler: Sampler,
+        rank: int,
+        kind: type[DataLoader] = DataLoader,
+        drop_last: bool = False,
+    ) -> DataLoader:
+        return kind(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,

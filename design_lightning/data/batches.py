@@ -4,12 +4,15 @@ torch's `DataLoader` hands all indices of a batch to `__getitems__` where there 
 batch, so these go with `collate_fn=as_is`.
 """
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from design_lightning.data.augmentation import augment_batch, normalize_batch
 from design_lightning.data.samples import Samples, TensorSamples
@@ -70,7 +73,6 @@ class TensorBatches(Batches):
         std: a value a channel.
         padding: of the random crop, in pixels; None neither crops nor flips.
         hflip: the probability of a flip.
-        seed: of the crops and flips in the main process; a worker draws from its own generator, which its loader seeds.
     """
 
     def __init__(
@@ -80,21 +82,63 @@ class TensorBatches(Batches):
         std: tuple[float, ...],
         padding: int | None = None,
         hflip: float = 0.0,
-        seed: int = 0,
     ) -> None:
         super().__init__(samples)
         self._pixels = samples.images
         self.mean, self.std = mean, std
         self.padding, self.hflip = padding, hflip
-        self._generator = torch.Generator().manual_seed(seed)
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """Float `[B, C, H, W]`."""
         images = self._pixels[torch.as_tensor(indices)]
         if self.padding is not None:
-            generator = self._generator if get_worker_info() is None else None
-            images = augment_batch(images, self.padding, self.hflip, generator)
+            images = augment_batch(images, self.padding, self.hflip)
         return normalize_batch(images, self.mean, self.std)
+
+
+class SeededBatches(Dataset):
+    """Batches whose random transforms depend on the seed, the epoch and the first image, and on nothing else.
+
+    Neither the number of workers nor a resume within an epoch changes them.
+
+    Args:
+        batches: N samples, augmented by draws from the global generators of torch, numpy and Python.
+        seed: of the draws.
+    """
+
+    def __init__(self, batches: Batches, seed: int) -> None:
+        self.batches = batches
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitems__(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The batch at places of an `EpochSampler`: `epoch * N + index`."""
+        count = len(self.batches)
+        indices = [place % count for place in places]
+        with _seeded(self.seed, places[0] // count, indices[0]):
+            return self.batches.__getitems__(indices)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([place])
+        return images[0], labels[0]
+
+
+@contextmanager
+def _seeded(*numbers: int) -> Iterator[None]:
+    """Draws from the global generators follow from `numbers`, and those outside go on as if there had been none."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    seeds = np.random.SeedSequence(numbers).generate_state(3)
+    torch.manual_seed(int(seeds[0]))
+    np.random.seed(seeds[1])
+    random.seed(int(seeds[2]))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 class PaddedBatches(Dataset):

@@ -1,10 +1,11 @@
-"""Which samples go where: a validation split carved from the training data, and each sample once over all processes."""
+"""Which samples go where and when: splits, the order of an epoch and its place in it, each sample once over all processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 IGNORE_LABEL = -100
 """The label of padding: a model leaves samples with a negative label out of its loss and metrics."""
@@ -28,6 +29,66 @@ class PaddedEvalSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self.rank, self.total_size, self.num_replicas))
+
+
+class EpochSampler(DistributedSampler):
+    """Deals shuffled samples to processes, and tells the epoch with each: it yields `epoch * N + index`.
+
+    So what a data set draws for a sample can depend on the epoch, in a worker that knows nothing of it; see
+    `SeededBatches`.
+
+    Args:
+        dataset: of N samples.
+        num_replicas: the number of processes.
+        rank: of this process.
+        seed: of the order, together with the epoch that `set_epoch` sets.
+    """
+
+    def __init__(self, dataset: Dataset, num_replicas: int, rank: int, seed: int) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
+        self.start = 0
+        """How many samples the next pass leaves out, which were seen before a resume."""
+
+    def __iter__(self) -> Iterator[int]:
+        offset = self.epoch * len(cast(Sized, self.dataset))
+        order = [offset + index for index in super().__iter__()][self.start :]
+        self.start = 0
+        return iter(order)
+
+
+class ResumableLoader(DataLoader):
+    """A loader over an `EpochSampler` whose place within an epoch is part of Lightning's checkpoints.
+
+    An iteration starts its workers at the first batch, not before: Lightning sets the epoch in between.
+    """
+
+    _batches = 0
+
+    def __iter__(self) -> Any:  # a generator; `DataLoader` declares its own iterator class
+        sampler = cast(EpochSampler, self.sampler)
+        batches = self._batches = getattr(sampler, "start", 0) // cast(int, self.batch_size)
+        for batch in super().__iter__():
+            batches += 1
+            self._batches = batches
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The batches of this epoch that were handed out."""
+        return {"batches": self._batches, "batch_size": cast(int, self.batch_size)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Has the next iteration start behind the batches of `state`; at the beginning if those were all.
+
+        Raises:
+            ValueError: if the state is of another batch size.
+        """
+        if state["batch_size"] != self.batch_size:
+            raise ValueError(
+                f"the checkpoint stopped within an epoch of batches of {state['batch_size']}, this run has {self.batch_size}; "
+                "resume with the same batch_size, or from a checkpoint of an epoch's end"
+            )
+        left_out = state["batches"] if state["batches"] < len(self) else 0
+        cast(EpochSampler, self.sampler).start = left_out * state["batch_size"]
 
 
 def stratified_split(

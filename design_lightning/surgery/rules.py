@@ -6,8 +6,11 @@ from typing import Any, cast
 
 import timm.layers as timm_layers
 import timm.models._efficientnet_blocks as efficientnet_blocks
+from timm.layers.cbam import CbamModule, LightCbamModule
+from timm.layers.selective_kernel import SelectiveKernelAttn
 from timm.models import FeatureDictNet, FeatureHookNet, FeatureListNet
 from timm.models._features import FeatureGetterNet
+from timm.models.csatv2 import SpatialAttention as CsatSpatialAttention
 from torch import nn
 
 from design_lightning.surgery.config import SkipRule
@@ -16,14 +19,11 @@ from design_lightning.surgery.probe import Probe
 
 _HEADLESS = (FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureListNet)
 
-_GATES = tuple(
-    getattr(home, name)
-    for home in (timm_layers, efficientnet_blocks)
-    for name in (
-        *("SEModule", "SqueezeExcite", "EffectiveSEModule", "EcaModule", "CecaModule", "GatherExcite", "GlobalContext"),
-        *("CbamModule", "LightCbamModule", "SelectiveKernelAttn", "BatNonLocalAttn"),
-    )
-    if hasattr(home, name)
+_GATES = (
+    *(timm_layers.SEModule, timm_layers.EffectiveSEModule, efficientnet_blocks.SqueezeExcite),
+    *(timm_layers.EcaModule, timm_layers.CecaModule, timm_layers.GatherExcite, timm_layers.GlobalContext),
+    *(CbamModule, LightCbamModule, SelectiveKernelAttn, timm_layers.BatNonLocalAttn),
+    CsatSpatialAttention,
 )
 
 

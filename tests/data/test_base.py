@@ -154,9 +154,9 @@ def test_several_processes_share_the_training_images_and_pad_the_evaluation(monk
 
 
 def test_timm_takes_over_where_a_crop_and_a_flip_are_not_enough():
-    assert isinstance(FashionMNISTSubset().train_dataloader().dataset, TensorBatches)
+    assert isinstance(FashionMNISTSubset().train_dataloader().dataset.batches, TensorBatches)
     rand_augment = FashionMNISTSubset(auto_augment="rand-m9-mstd0.5", batch_size=4)
-    assert isinstance(rand_augment.train_dataloader().dataset, TransformedBatches)
+    assert isinstance(rand_augment.train_dataloader().dataset.batches, TransformedBatches)
     images, _ = next(iter(rand_augment.train_dataloader()))
     assert images.shape == (4, 1, 32, 32)
     assert isinstance(rand_augment.val_dataloader().dataset, TensorBatches)

@@ -74,7 +74,7 @@ def test_class_folders_are_decoded_into_memory(make_tree, data_set, classes):
     data = data_set(str(root), num_workers=0, batch_size=4)
     data.setup("fit")
     loader = data.train_dataloader()
-    assert isinstance(loader.dataset, TensorBatches)
+    assert isinstance(loader.dataset.batches, TensorBatches)
     assert next(iter(loader))[0].shape == (4, 3, 32, 32)
     assert data.samples("val").name(0) == str(root / "val" / classes[0] / "0.jpg")
     files = ImageFolder(str(root)).samples("val")
