@@ -91,12 +91,18 @@ class BinaryLayer(nn.Module):
 
     def stage_input(self, x: Tensor) -> Tensor:
         """The input as the stage has it: +-1, or unchanged."""
-        return x if self.stage == "float" or self.activation is None else cast(Tensor, self.activation(x))
+        if self.activation is None:
+            return x
+        return cast(Tensor, self.activation(x)) if self.stage != "float" else _with_idle(x, self.activation)
 
     def stage_weight(self) -> Tensor:
         """The weights as the stage has them: signs times scale in `both`, else the latent ones."""
         latent = self.latent_weight()
-        return cast(Tensor, self.weight_binarizer(latent)) if self.stage == "both" else latent
+        return (
+            cast(Tensor, self.weight_binarizer(latent))
+            if self.stage == "both"
+            else _with_idle(latent, self.weight_binarizer)
+        )
 
     def get_extra_state(self) -> dict[str, str]:
         """The stage, for the state dict."""
@@ -105,6 +111,17 @@ class BinaryLayer(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """The stage, from a state dict, which brings the scales that belong to it."""
         self.stage = state["stage"]
+
+
+def _with_idle(value: Tensor, module: nn.Module) -> Tensor:
+    """The value unchanged, with a gradient of zero for the parameters of a module that this stage does not use.
+
+    DDP waits for the gradient of every parameter, and a stage must not change which ones are trained.
+    """
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            value = value + 0 * parameter.sum().to(value.dtype)
+    return value
 
 
 class BinaryConv2d(BinaryLayer, nn.Conv2d):

@@ -107,11 +107,12 @@ class DesignCLI(LightningCLI):
             BinarySummary,
             ConfusionMatrixReport,
             PredictionWriter,
+            RandomStates,
             ThroughputProgressBar,
         )
 
         given = [*(config.get("callbacks") or []), *callbacks]
-        defaults: list[type[Callback]] = [BinarySummary, ConfusionMatrixReport, PredictionWriter]
+        defaults: list[type[Callback]] = [BinarySummary, ConfusionMatrixReport, PredictionWriter, RandomStates]
         if config.get("enable_progress_bar") is not False:
             defaults.append(ThroughputProgressBar)
         missing = [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in given)]

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -137,6 +137,8 @@ class ImageData(LightningDataModule, ABC):
             interpolation,
         )
         self._samples: dict[str, Samples] = {}
+        self._train_loader: ResumableLoader | None = None
+        self._place: dict[str, Any] | None = None
 
     @abstractmethod
     def _find_class_names(self) -> tuple[str, ...]:
@@ -220,7 +222,20 @@ class ImageData(LightningDataModule, ABC):
         else:
             batches = TransformedBatches(samples, augmentation.train_transform(), self._pillow_mode)
         sampler = EpochSampler(batches, world, rank, self.seed)
-        return self._loader(SeededBatches(batches, self.seed), sampler, rank, ResumableLoader, self.drop_last)
+        loader = self._loader(SeededBatches(batches, self.seed), sampler, rank, ResumableLoader, self.drop_last)
+        self._train_loader = cast(ResumableLoader, loader)
+        if self._place is not None:
+            self._train_loader.load_state_dict(self._place)
+            self._place = None
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place within the epoch. Lightning keeps a loader's, too, but loses it where a schedule counts the steps."""
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Has the next training loader go on from there."""
+        self._place = state_dict
 
     def val_dataloader(self) -> DataLoader:
         """In order."""

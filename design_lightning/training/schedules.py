@@ -24,11 +24,20 @@ class FractionSchedule(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, total_steps: int = 0) -> None:
         self.total_steps = total_steps
+        self.first_step = 0
         super().__init__(optimizer)
+
+    def restart(self, steps: int, rates: Sequence[float]) -> None:
+        """Begins anew from here: from these learning rates, a value a group, over so many steps."""
+        self.first_step, self.total_steps = self.last_epoch, steps
+        self.base_lrs = list(rates)
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands. Its shape is the configuration's: a run resumed with more epochs follows the longer one."""
-        place = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
+        place = ("base_lrs", "last_epoch", "first_step", "_step_count", "_last_lr")
         return {name: value for name, value in super().state_dict().items() if name in place}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -47,7 +56,7 @@ class FractionSchedule(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The learning rate of each group now."""
-        share = min(self.last_epoch / self.total_steps, 1.0) if self.total_steps else 0.0
+        share = min((self.last_epoch - self.first_step) / self.total_steps, 1.0) if self.total_steps else 0.0
         return [base * self.factor(share) for base in self.base_lrs]
 
     _get_closed_form_lr = get_lr
@@ -130,6 +139,12 @@ class WarmUp(SequentialLR):
         if stored != self.warm_up_steps:
             raise ValueError(_other_warm_up(stored, self.warm_up_steps))
         super().load_state_dict(state_dict)
+
+
+def fraction_schedule(scheduler: LRScheduler) -> FractionSchedule | None:
+    """The `FractionSchedule` that a scheduler is, or that follows its warm-up; None if it is another kind."""
+    inner = scheduler._schedulers[-1] if isinstance(scheduler, WarmUp) else scheduler
+    return inner if isinstance(inner, FractionSchedule) else None
 
 
 def _other_warm_up(stored: int, asked: int) -> str:

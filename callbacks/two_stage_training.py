@@ -1,0 +1,292 @@
+"""Training in stages: binary activations with real weights first, then both binary; or any other list of stages."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim import Optimizer
+
+from design_lightning.binary import DeSign, make_estimator
+from design_lightning.surgery import binary_layers, set_stage_
+from design_lightning.training.schedules import fraction_schedule
+from design_lightning.training.stages import TrainingStage
+
+
+class TwoStageTraining(Callback):
+    """Goes through stages of training in one run, with one optimizer and one schedule.
+
+    At the start of a stage the binary layers change, the optimizer forgets its momenta, weight decay changes, and the learning
+    rate starts anew to end with the stage; see `TrainingStage`. The first optimizer step of a stage is the first with it:
+    a stage never begins within an accumulation. A resumed run goes on within its stage.
+
+    Martinez et al., "Training Binary Neural Networks with Real-to-Binary Convolutions", ICLR 2020, arXiv:2003.11535; two
+    stages as in Liu et al., "ReActNet", ECCV 2020, arXiv:2003.03488.
+
+    Logged: `stage`, from 1.
+
+    Args:
+        stages: the stages; null for `activations` until `switch`, then `both` without weight decay.
+        switch: of the two default stages: a number of epochs, a share of training below 1, or `plateau`.
+        monitor: the metric of a plateau.
+        mode: whether the metric is to grow (`max`) or to fall (`min`).
+        patience: how many validations without a better value are a plateau.
+
+    Raises:
+        ValueError: if a stage is wrong, one that is not the last has no end or the last has one, stages end in no ascending
+            order, the module has no binary layer, or the scheduler cannot start anew.
+    """
+
+    def __init__(
+        self,
+        stages: list[TrainingStage] | None = None,
+        switch: int | float | Literal["plateau"] = 0.5,
+        monitor: str = "val/top1",
+        mode: Literal["max", "min"] = "max",
+        patience: int = 5,
+    ) -> None:
+        if stages is None:
+            stages = [TrainingStage("activations", until=switch), TrainingStage("both")]
+        if not stages:
+            raise ValueError("stages is empty; leave it out for the two default ones")
+        for number, stage in enumerate(stages, 1):
+            if number < len(stages) and stage.until is None:
+                raise ValueError(f"stage {number} of {len(stages)} has no end; set its `until`")
+        if stages[-1].until is not None:
+            raise ValueError(f"the last stage lasts to the end of training; leave out its until={stages[-1].until!r}")
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode={mode!r} is neither 'max' nor 'min'")
+        if patience < 1:
+            raise ValueError(f"patience={patience} must be at least 1 validation")
+        self.stages = list(stages)
+        self.monitor, self.mode, self.patience = monitor, mode, patience
+        self._index = 0
+        self._started_at = 0
+        self._best: float | None = None
+        self._without_gain = 0
+        self._is_resumed = False
+        self._base_rates: list[float] = []
+        self._ends: list[float] = []
+
+    # What a checkpoint holds
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "stage": self._index,
+            "started_at": self._started_at,
+            "best": self._best,
+            "without_gain": self._without_gain,
+            "base_rates": self._base_rates,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        if state_dict["stage"] >= len(self.stages):
+            raise ValueError(
+                f"the checkpoint is of stage {state_dict['stage'] + 1}, this run has {len(self.stages)}; resume with its stages"
+            )
+        self._index, self._started_at = state_dict["stage"], state_dict["started_at"]
+        self._best, self._without_gain = state_dict["best"], state_dict["without_gain"]
+        self._base_rates = list(state_dict["base_rates"])
+        self._is_resumed = True
+
+    # Going through the stages
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Sets the first stage, before the network is compiled or copied; a checkpoint that is loaded later brings its own."""
+        if stage != "fit":
+            return
+        if not binary_layers(pl_module):
+            raise ValueError("TwoStageTraining found no binary layer; give the model a `binary` configuration")
+        set_stage_(pl_module, self.stages[0].stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes up the stage of a resume, or begins the first."""
+        self._ends = self._resolve_ends(trainer)
+        for optimizer in trainer.optimizers:
+            if not self._is_resumed:
+                self._base_rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        if self._is_resumed:
+            if self._without_gain >= self.patience:
+                self._ends[self._index] = trainer.global_step  # the plateau was found right before the checkpoint
+            self._set_network(pl_module)
+            self._set_schedule_end(trainer)
+        else:
+            self._begin(trainer, pl_module, 0)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begins the next stage, where this one is over."""
+        while self._index + 1 < len(self.stages) and trainer.global_step >= self._ends[self._index]:
+            self._begin(trainer, pl_module, self._index + 1)
+        pl_module.log("stage", float(self._index + 1), batch_size=1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks for a plateau."""
+        is_fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not is_fitting or self.stages[self._index].until != "plateau":
+            return
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise ValueError(
+                f"TwoStageTraining waits for a plateau of {self.monitor!r}, which is not logged; logged: {known}"
+            )
+        now = float(value)
+        if self._best is None or (now > self._best if self.mode == "max" else now < self._best):
+            self._best, self._without_gain = now, 0
+        else:
+            self._without_gain += 1
+        if self._without_gain >= self.patience:
+            self._ends[self._index] = trainer.global_step
+
+    def _resolve_ends(self, trainer: Trainer) -> list[float]:
+        """The optimizer step before which each stage ends; infinite for one that waits for a plateau."""
+        total = trainer.estimated_stepping_batches  # first, since it loads the data that is counted below
+        epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        ends: list[float] = []
+        for number, stage in enumerate(self.stages, 1):
+            if stage.until is None:
+                end: float = total
+            elif stage.until == "plateau":
+                end = math.inf
+            elif isinstance(stage.until, float):
+                if not math.isfinite(total):
+                    raise ValueError(
+                        f"stage {number} ends at {stage.until:g} of training, but training has no end; set trainer.max_epochs"
+                    )
+                end = round(stage.until * total)
+            else:
+                end = stage.until * epoch
+            known = [e for e in ends if math.isfinite(e)]
+            if known and number < len(self.stages) and end <= known[-1]:
+                raise ValueError(
+                    f"stage {number} ends at step {end:g}, not after the stage before it, at step {known[-1]:g}"
+                )
+            ends.append(end)
+        for number, (stage, end) in enumerate(zip(self.stages[:-1], ends, strict=False), 1):
+            if math.isfinite(end) and end >= total:
+                rank_zero_info(
+                    f"stage {number} ({stage.stage}) lasts {end:g} steps, all {total:g} of this run: the next never begins"
+                )
+        return ends
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
+        self._index, self._started_at = index, trainer.global_step
+        self._best, self._without_gain = None, 0
+        stage = self.stages[index]
+        self._set_network(pl_module)
+        for optimizer in trainer.optimizers:
+            self._set_weight_decay(optimizer)
+            if index and stage.reset_optimizer:
+                optimizer.state.clear()
+        self._set_learning_rates(trainer)
+        rates = sorted({f"{group['lr']:.3g}" for optimizer in trainer.optimizers for group in optimizer.param_groups})
+        rank_zero_info(
+            f"stage {index + 1} of {len(self.stages)}: {stage.stage}, from step {trainer.global_step}, "
+            f"learning rate {', '.join(rates)}"
+        )
+
+    def _set_network(self, pl_module: LightningModule) -> None:
+        stage = self.stages[self._index]
+        layers = binary_layers(pl_module).values()
+        if any(layer.stage != stage.stage for layer in layers):
+            set_stage_(pl_module, stage.stage)
+        for layer in layers:
+            activation = layer.activation
+            if stage.scale is not None and isinstance(activation, DeSign):
+                with torch.no_grad():
+                    activation.scale.fill_(stage.scale)
+            if stage.estimator is not None and activation is not None:
+                if activation.estimator.state_dict():
+                    raise ValueError(
+                        f"stage {self._index + 1} sets estimator {stage.estimator!r}, but the activations have one with a state in "
+                        "the checkpoint; begin with one without"
+                    )
+                activation.estimator = make_estimator(stage.estimator, **stage.estimator_args)
+
+    def _set_weight_decay(self, optimizer: Optimizer) -> None:
+        decay = self.stages[self._index].weight_decay
+        if decay is None and self._index == 0:
+            return
+        for group in optimizer.param_groups:
+            if "weight_decay" in group and group.get("name") != "no_decay":
+                group["weight_decay"] = decay or 0.0
+        if decay and not any("weight_decay" in group for group in optimizer.param_groups):
+            raise ValueError(
+                f"stage {self._index + 1} has weight_decay={decay}, but {type(optimizer).__name__} has none; leave it out"
+            )
+
+    def _rates(self) -> list[float]:
+        rate = self.stages[self._index].lr
+        if rate is None:
+            return self._base_rates
+        if len(set(self._base_rates)) > 1:
+            raise ValueError(
+                f"stage {self._index + 1} has lr={rate}, but the optimizer's groups have rates of their own, {self._base_rates}; "
+                "leave lr out"
+            )
+        return [rate] * len(self._base_rates)
+
+    def _set_learning_rates(self, trainer: Trainer) -> None:
+        stage = self.stages[self._index]
+        if not stage.restart_schedule:
+            return
+        if not trainer.lr_scheduler_configs:
+            for optimizer in trainer.optimizers:
+                for group, rate in zip(optimizer.param_groups, self._rates(), strict=True):
+                    group["lr"] = rate
+            return
+        for config in trainer.lr_scheduler_configs:
+            schedule = fraction_schedule(config.scheduler)
+            if schedule is None:
+                raise ValueError(
+                    f"the learning rate of stage {self._index + 1} cannot start anew with {type(config.scheduler).__name__}; use "
+                    "CosineDecay, LinearDecay or StepDecay, no scheduler, or restart_schedule: false"
+                )
+            warm_up = getattr(config.scheduler, "warm_up_steps", 0)
+            if self._index == 0:
+                schedule.total_steps = max(self._in_units(trainer, config.interval, self._phase_end()) - warm_up, 1)
+                if stage.lr is not None:
+                    self._restart(config.scheduler, schedule)
+                continue
+            steps = self._in_units(trainer, config.interval, self._phase_end() - trainer.global_step)
+            if warm_up and config.scheduler.last_epoch < warm_up:
+                raise ValueError(
+                    f"stage {self._index + 1} begins at step {trainer.global_step}, within the warm-up of {warm_up} steps"
+                )
+            schedule.restart(max(steps, 1), self._rates())
+
+    def _restart(self, scheduler: Any, schedule: Any) -> None:
+        if schedule is not scheduler:
+            raise ValueError(
+                f"stage 1 has lr={self.stages[0].lr}, and a warm-up rises to the optimizer's; set the rate there"
+            )
+        schedule.restart(schedule.total_steps, self._rates())
+
+    def _set_schedule_end(self, trainer: Trainer) -> None:
+        """A resumed schedule ends as the configuration says, which may have more epochs than the checkpoint's."""
+        first = max(i for i in range(self._index + 1) if i == 0 or self.stages[i].restart_schedule)
+        if not self.stages[first].restart_schedule:
+            return
+        for config in trainer.lr_scheduler_configs:
+            schedule = fraction_schedule(config.scheduler)
+            if schedule is not None:
+                warm_up = getattr(config.scheduler, "warm_up_steps", 0)
+                total = self._in_units(trainer, config.interval, self._phase_end()) - warm_up
+                schedule.total_steps = max(total - schedule.first_step, 1)
+
+    def _phase_end(self) -> float:
+        """The step at which the learning rate's way ends: with the last stage before the next restart."""
+        last = self._index
+        while last + 1 < len(self.stages) and not self.stages[last + 1].restart_schedule:
+            last += 1
+        return self._ends[last] if math.isfinite(self._ends[last]) else self._ends[-1]
+
+    @staticmethod
+    def _in_units(trainer: Trainer, interval: str, steps: float) -> int:
+        """Optimizer steps as what the scheduler counts."""
+        if interval == "step":
+            return int(steps)
+        epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        return round(steps / epoch)
