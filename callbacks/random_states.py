@@ -13,7 +13,8 @@ class RandomStates(Callback):
     """Keeps the global generators of torch (CPU and CUDA), numpy and Python, of each process.
 
     They are set at the first batch after a resume, so that nothing in between draws from them. What a loader's workers draw
-    is not theirs: see `design_lightning.data.batches.SeededBatches`.
+    is not theirs: see `design_lightning.data.batches.SeededBatches`. A loader of yours needs a `generator` of its own, or it
+    draws from torch's at the start of each epoch.
     """
 
     def __init__(self) -> None:

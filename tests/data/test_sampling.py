@@ -1,9 +1,13 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 
+from design_lightning.data import FashionMNISTSubset
 from design_lightning.data.batches import PaddedBatches, TensorBatches, as_is
 from design_lightning.data.samples import TensorSamples, numbered
-from design_lightning.data.sampling import IGNORE_LABEL, PaddedEvalSampler, stratified_split
+from design_lightning.data.sampling import IGNORE_LABEL, PaddedEvalSampler, ResumableLoader, stratified_split
 
 
 def batches_of(count: int) -> TensorBatches:
@@ -74,3 +78,46 @@ def test_a_split_without_a_rare_class_is_refused_by_name():
     labels = torch.tensor([0] * 50 + [1])
     with pytest.raises(ValueError, match="0 of the 1 images of class 'rare'"):
         stratified_split(labels, 5, seed=0, class_names=["common", "rare"])
+
+
+def test_a_resumed_loader_gives_the_rest_of_the_epoch_whatever_its_workers() -> None:
+    def loader(workers: int = 0) -> ResumableLoader:
+        data = FashionMNISTSubset(batch_size=500, num_workers=workers, image_size=28, padding=2)
+        loader = data.train_dataloader()
+        assert isinstance(loader, ResumableLoader)
+        loader.sampler.set_epoch(3)
+        return loader
+
+    whole = [(images.sum().item(), labels) for images, labels in loader()]
+    for stop, workers in ((1, 0), (len(whole) - 1, 1), (4, 2)):
+        first, second = loader(workers), loader(workers)
+        for _ in zip(range(stop), first, strict=False):
+            pass
+        second.load_state_dict(first.state_dict())
+        rest = [(images.sum().item(), labels) for images, labels in second]
+        assert len(rest) == len(whole) - stop
+        for (total, labels), (expected_total, expected_labels) in zip(rest, whole[stop:], strict=True):
+            assert total == expected_total
+            assert torch.equal(labels, expected_labels)
+        assert second.state_dict()["batches"] == len(whole)
+        again = [labels for _, labels in second]
+        assert len(again) == len(whole)
+
+
+def test_a_loader_at_the_end_of_its_epoch_begins_the_next() -> None:
+    data = FashionMNISTSubset(batch_size=1000, num_workers=0, image_size=28, padding=2)
+    first, second = data.train_dataloader(), data.train_dataloader()
+    count = sum(1 for _ in first)
+    second.load_state_dict(first.state_dict())
+    assert sum(1 for _ in second) == count
+    with pytest.raises(ValueError, match="batches of 1000, this run has 500"):
+        FashionMNISTSubset(batch_size=500, image_size=28).train_dataloader().load_state_dict(first.state_dict())
+
+
+def test_augmentation_leaves_the_generators_outside_as_they_were() -> None:
+    data = FashionMNISTSubset(batch_size=1000, num_workers=0, image_size=28, auto_augment="rand-m9", re_prob=0.5)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    next(iter(data.train_dataloader()))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert random.getstate() == states[2]
