@@ -36,7 +36,7 @@ from design_lightning.surgery.bits import watched_bits_
 
 REAL_LIMIT = 100_000_000
 SIZES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
-BATCH = 4
+BATCH, LARGE_BATCH = 4, 2
 LARGE_TENSOR, LARGE_BLOCK = 10_000, 64_000_000
 
 
@@ -95,8 +95,8 @@ class Architecture:
         _fill_zeros_(model)
         return model.train()
 
-    def batch(self) -> Tensor:
-        return torch.randn(BATCH, 3, self.size, self.size, generator=torch.Generator().manual_seed(1))
+    def batch(self, count: int = BATCH) -> Tensor:
+        return torch.randn(count, 3, self.size, self.size, generator=torch.Generator().manual_seed(1))
 
 
 def check_architecture(name: str, config: dl.BinaryConfig | None = None, real_limit: int = REAL_LIMIT) -> Row:
@@ -234,7 +234,7 @@ def _check_large(architecture: Architecture, config: dl.BinaryConfig, row: Row) 
         trained = _fake_gradients(model, architecture)
     except Exception as error:
         raise FloatFailureError(f"{type(error).__name__}: {error}") from error
-    shape = (BATCH, 3, architecture.size, architecture.size)
+    shape = (LARGE_BATCH, 3, architecture.size, architecture.size)
     report = dl.binarize_(model, config, shape)
     _note_report(report, row)
     _give_constants_storage_(model)
@@ -244,7 +244,7 @@ def _check_large(architecture: Architecture, config: dl.BinaryConfig, row: Row) 
     dl.binarize_(twin, dl.BinaryConfig.from_dict(config.to_dict()), shape)
     _give_constants_storage_(twin)
     _expect_same_state(model.state_dict(), twin.state_dict())
-    row.blocks, row.units = _run_by_block(model, twin, architecture.batch())
+    row.blocks, row.units = _run_by_block(model, twin, architecture.batch(LARGE_BATCH))
 
 
 def _fake_gradients(model: nn.Module, architecture: Architecture) -> set[str]:
@@ -254,7 +254,7 @@ def _fake_gradients(model: nn.Module, architecture: Architecture) -> set[str]:
             name: torch.empty(p.shape, dtype=p.dtype, requires_grad=True) for name, p in model.named_parameters()
         }
         buffers = {name: torch.empty(b.shape, dtype=b.dtype) for name, b in model.named_buffers()}
-        x = torch.empty(BATCH, 3, architecture.size, architecture.size)
+        x = torch.empty(LARGE_BATCH, 3, architecture.size, architecture.size)
         _loss(functional_call(model, {**tensors, **buffers}, (x,))).backward()
     return {name for name, tensor in tensors.items() if tensor.grad is not None}
 
