@@ -3,9 +3,32 @@
 This folder stands at the top of the repository and is imported as `design_lightning.callbacks`.
 """
 
+from design_lightning.callbacks.batch_norm_recalibration import BatchNormRecalibration
 from design_lightning.callbacks.binary_summary import BinarySummary
 from design_lightning.callbacks.confusion_matrix import ConfusionMatrixReport
+from design_lightning.callbacks.estimator_annealing import EstimatorAnnealing
+from design_lightning.callbacks.export_model import ExportModel
+from design_lightning.callbacks.kernel_annealing import KernelAnnealing
+from design_lightning.callbacks.latent_weight_clipping import LatentWeightClipping
 from design_lightning.callbacks.prediction_writer import PredictionWriter
+from design_lightning.callbacks.random_states import RandomStates
+from design_lightning.callbacks.sign_flip_monitor import SignFlipMonitor
 from design_lightning.callbacks.throughput import ThroughputProgressBar
+from design_lightning.callbacks.two_stage_training import TwoStageTraining
+from design_lightning.callbacks.weight_averaging import BinaryWeightAveraging
 
-__all__ = ["BinarySummary", "ConfusionMatrixReport", "PredictionWriter", "ThroughputProgressBar"]
+__all__ = [
+    "BatchNormRecalibration",
+    "BinarySummary",
+    "BinaryWeightAveraging",
+    "ConfusionMatrixReport",
+    "EstimatorAnnealing",
+    "ExportModel",
+    "KernelAnnealing",
+    "LatentWeightClipping",
+    "PredictionWriter",
+    "RandomStates",
+    "SignFlipMonitor",
+    "ThroughputProgressBar",
+    "TwoStageTraining",
+]

@@ -1,7 +1,7 @@
 """The state of every random generator, kept in checkpoints, so that a resumed run draws what an undisturbed one draws."""
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class RandomStates(Callback):
 
 
 def _states() -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = cast(tuple[str, Any, int, int, float], np.random.get_state())
     version, numbers, python_gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),

@@ -1,4 +1,9 @@
-"""`design-train recipes`: the packaged configurations, and how `--config NAME` finds one."""
+"""`design-train recipes`: the packaged configurations, and how `--config NAME` finds one.
+
+A recipe is a whole configuration. An overlay changes a few values of a recipe, and is given after it:
+
+    design-train fit --config RECIPE --config OVERLAY
+"""
 
 import argparse
 import importlib.resources
@@ -9,7 +14,7 @@ from pathlib import Path
 
 from design_lightning._names import did_you_mean
 
-FIELDS = ("network", "data", "source", "published")
+FIELDS = ("network", "data", "source", "published", "measured")
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class Recipe:
 
     Args:
         name: what `--config` takes: the path below `configs/` without `.yaml`.
-        text: the file's content. Lines `# network: ...`, `# data:`, `# source:` and `# published:` at its top describe it.
+        text: the file's content. Lines `# network: ...`, `# data:`, `# source:`, `# published:` and `# measured:` at its top
+            describe a recipe, a line `# overlay: ...` an overlay.
     """
 
     name: str
@@ -27,13 +33,22 @@ class Recipe:
     @property
     def facts(self) -> dict[str, str]:
         """What the comments at the top say under each of `FIELDS`; empty where they do not."""
-        found = dict.fromkeys(FIELDS, "")
+        found = self._comments
+        return {field: found.get(field, "") for field in FIELDS}
+
+    @property
+    def overlay(self) -> str:
+        """What an overlay changes; empty for a recipe."""
+        return self._comments.get("overlay", "")
+
+    @property
+    def _comments(self) -> dict[str, str]:
+        found: dict[str, str] = {}
         for line in self.text.splitlines():
             if not line.startswith("#"):
                 break
             key, _, value = line.lstrip("# ").partition(":")
-            if key in found:
-                found[key] = value.strip()
+            found.setdefault(key, value.strip())
         return found
 
 
@@ -75,15 +90,26 @@ def main(command: str, args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog=f"design-train {command}", description="Lists the packaged configurations.")
     parser.parse_args(args)
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
     from rich.text import Text
 
-    # A line for each fact: as columns, the sources would be broken in mid-word at 80 columns.
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what it trains, and where that comes from")
-    for recipe in recipes().values():
-        table.add_row(recipe.name, Text("\n".join(f"{field}: {fact}" for field, fact in recipe.facts.items())))
-    console = Console()
-    console.print(table)
-    console.print("\ntrain one with: design-train fit --config RECIPE", highlight=False)
+    found = recipes()
+    name, figure = (max(map(len, texts)) for texts in (found, (r.facts["published"] for r in found.values())))
+    console = Console(highlight=False)
+
+    def line(*cells: str, style: str = "") -> None:
+        console.print(Text(f"{cells[0]:<{name}}  {cells[1]:<{figure}}  {cells[2]}".rstrip(), style=style))
+
+    # The facts stand below their recipe: as columns, the sources would be broken in mid-word at 80 columns.
+    line("recipe", "published", "measured", style="bold")
+    for recipe in found.values():
+        facts = recipe.facts
+        if recipe.overlay:
+            line(recipe.name, "(overlay)", "")
+            text = recipe.overlay
+        else:
+            line(recipe.name, facts.pop("published"), facts.pop("measured"))
+            text = "\n".join(f"{field}: {fact}" for field, fact in facts.items())
+        console.print(Padding(Text(text, style="dim"), (0, 0, 0, 2), expand=False))
+    console.print("\ntop-1 in per cent; published: by the source named; measured: by us, with the file")
+    console.print("train one with: design-train fit --config RECIPE [--config OVERLAY]", markup=False)

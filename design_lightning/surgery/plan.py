@@ -61,7 +61,7 @@ class Plan:
     def _check_patterns(self) -> None:
         known = [n for n, m in self.modules.items() if is_weight_layer(m) or is_activation(m)]
         for pattern in self.config.overrides:
-            if not any(_matches(pattern, name) for name in known):
+            if not any(matches(pattern, name) for name in known):
                 raise ValueError(
                     f"override {pattern!r} matches no layer and no activation: {did_you_mean(pattern, known)}"
                 )
@@ -70,7 +70,7 @@ class Plan:
         """The configuration of one module, its overrides applied; None where the last match is null."""
         config: BinaryConfig | None = self.config
         for pattern, override in self.config.overrides.items():
-            if _matches(pattern, name):
+            if matches(pattern, name):
                 config = None if override is None else (config or self.config).overridden(override)
         return config
 
@@ -92,7 +92,8 @@ class Plan:
         )
 
 
-def _matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str) -> bool:
+    """Whether a module's name is meant by a pattern: a name, a glob, or `re:` and a regular expression."""
     if pattern.startswith("re:"):
         return re.fullmatch(pattern[3:], name) is not None
     return fnmatch.fnmatchcase(name, pattern)

@@ -5,30 +5,45 @@ from typing import TYPE_CHECKING
 from design_lightning._lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from design_lightning.training.batch_norm import recalibrate_batch_norm_
+    from design_lightning.training.bop import Bop
     from design_lightning.training.classifier import DesignClassifier
+    from design_lightning.training.distillation import Distillation
     from design_lightning.training.groups import parameter_groups
     from design_lightning.training.losses import SquaredHinge
+    from design_lightning.training.mixing import MixupCutmix
+    from design_lightning.training.per_group import PerGroupOptimizer
     from design_lightning.training.schedules import CosineDecay, FractionSchedule, LinearDecay, StepDecay, with_warm_up
     from design_lightning.training.trainer import DesignTrainer
 
 __all__ = [
+    "Bop",
     "CosineDecay",
     "DesignClassifier",
     "DesignTrainer",
+    "Distillation",
     "FractionSchedule",
     "LinearDecay",
+    "MixupCutmix",
+    "PerGroupOptimizer",
     "SquaredHinge",
     "StepDecay",
     "parameter_groups",
+    "recalibrate_batch_norm_",
     "with_warm_up",
 ]
 
 __getattr__, __dir__ = lazy_attributes(
     __name__,
     {
+        "Bop": ".bop",
         "DesignClassifier": ".classifier",
+        "Distillation": ".distillation",
+        "MixupCutmix": ".mixing",
+        "PerGroupOptimizer": ".per_group",
         "SquaredHinge": ".losses",
         "parameter_groups": ".groups",
+        "recalibrate_batch_norm_": ".batch_norm",
         "DesignTrainer": ".trainer",
         **dict.fromkeys(("CosineDecay", "FractionSchedule", "LinearDecay", "StepDecay", "with_warm_up"), ".schedules"),
     },

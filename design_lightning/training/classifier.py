@@ -1,8 +1,7 @@
 """`DesignClassifier`: a timm backbone, binarized, as a LightningModule."""
 
-import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,14 +10,19 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, set_stage_
 from design_lightning.training.backbone import create_backbone, load_weights_
+from design_lightning.training.batch_checks import check_batch
+from design_lightning.training.distillation import Distillation, Distiller
+from design_lightning.training.gradient_checkpointing import batch_norm_statistics_kept, set_gradient_checkpointing_
 from design_lightning.training.groups import parameter_groups
-from design_lightning.training.schedules import CosineDecay, with_warm_up
+from design_lightning.training.mixing import MixupCutmix
+from design_lightning.training.per_group import PerGroupOptimizer
+from design_lightning.training.rate import LearningRate
+from design_lightning.training.schedules import CosineDecay
 
 FORMAT_VERSION = 1
 Split = Literal["val", "test"]
@@ -28,7 +32,8 @@ class DesignClassifier(LightningModule):
     """Trains a binarized timm network on images [B, C, H, W] with labels [B].
 
     Labels below 0 are padding of an evaluation sampler and count nowhere. Logged: `train/loss`, `train/top1`; `val/loss`,
-    `val/top1`, `val/top5` (with more than five classes); `test/` alike.
+    `val/top1`, `val/top5` (with more than five classes); `test/` alike. With a teacher also the terms of `train/loss` before they
+    are weighted, `train/distillation` and `train/attention`. Of a mixed image `train/top1` counts the class with the larger share.
 
     A checkpoint holds what rebuilds the network (`load_from_checkpoint(path)` needs nothing else, and downloads no
     weights); optimizer and scheduler are rebuilt from the configuration that `design-train` saves beside it.
@@ -43,9 +48,12 @@ class DesignClassifier(LightningModule):
         backbone_args: what else `timm.create_model` takes, such as `{drop_path_rate: 0.1}`.
         input_size: (C, H, W) of the images; comes from the data if there is one.
         class_names: one for each class; comes from the data if there is one.
-        mean: of the input normalisation, a value a channel; kept for export.
-        std: of the input normalisation, a value a channel; kept for export.
-        loss: of logits [B, K] and labels [B]; cross entropy if not given.
+        mean: of the input normalisation, a value a channel; kept for export, and for a teacher that learned with another.
+        std: the same.
+        loss: of logits [B, K] and labels [B] (soft ones [B, K] with `mixing`); cross entropy if not given.
+        distillation: a teacher, whose outputs are learned in place of the labels or beside them; the loss of evaluation stays
+            that of the labels. A checkpoint holds nothing of it.
+        mixing: mixup and cutmix of training images.
         optimizer: from parameter groups to an optimizer. Its `weight_decay` does not apply to norms, biases and scales.
         scheduler: from an optimizer to a scheduler, or null for a constant rate.
         scheduler_interval: whether the scheduler goes by optimizer `step` or `epoch`.
@@ -54,6 +62,7 @@ class DesignClassifier(LightningModule):
         latent_weight_decay: of the latent weights; the optimizer's where null.
         channels_last: keep images and weights in the channels-last memory format.
         compile: compile the backbone with `torch.compile`.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them, by timm.
 
     Raises:
         ValueError: if the backbone is unknown (names the nearest), the arguments contradict each other, or `binarize_` does.
@@ -72,6 +81,8 @@ class DesignClassifier(LightningModule):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         loss: nn.Module | None = None,
+        distillation: Distillation | None = None,
+        mixing: MixupCutmix | None = None,
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=1e-5),
         scheduler: LRSchedulerCallable | None = CosineDecay,
         scheduler_interval: Literal["step", "epoch"] = "step",
@@ -80,6 +91,7 @@ class DesignClassifier(LightningModule):
         latent_weight_decay: float | None = 0.0,
         channels_last: bool = False,
         compile: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(binary, Mapping):  # as a checkpoint stores it
@@ -88,10 +100,8 @@ class DesignClassifier(LightningModule):
             raise ValueError(f"num_classes is {num_classes}; a classifier tells at least two classes apart")
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"num_classes is {num_classes}, but there are {len(class_names)} class names")
-        if warmup_steps and warmup_epochs:
-            raise ValueError(f"warmup_steps is {warmup_steps} and warmup_epochs {warmup_epochs}; set one of the two")
-        if (warmup_steps or warmup_epochs) and scheduler is not None and scheduler_interval == "epoch":
-            raise ValueError("a warm-up goes by optimizer steps, so it needs scheduler_interval: step")
+        if mixing is not None:
+            mixing.check_loss(loss)
         self.save_hyperparameters(
             {
                 "format_version": FORMAT_VERSION,
@@ -108,23 +118,28 @@ class DesignClassifier(LightningModule):
                 "channels_last": channels_last,
             }
         )
+        self._learning_rate = LearningRate(scheduler, scheduler_interval, warmup_steps, warmup_epochs)
         self.class_names = None if class_names is None else tuple(class_names)
         self.num_classes = num_classes
         self.binary_config = binary
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
         self.channels_last = channels_last
+        self.distillation = distillation
+        self.mixing = mixing
+        self._distiller: Distiller | None = None  # no module, so that the teacher is in no checkpoint and no copy
+        self._input_size = input_size
+        self._normalisation = None if mean is None or std is None else (mean, std)
         self._make_optimizer = optimizer
-        self._make_scheduler = scheduler
-        self._scheduler_interval = scheduler_interval
-        self._warmup_steps = warmup_steps
-        self._warmup_epochs = warmup_epochs
         self._latent_weight_decay = latent_weight_decay
         self._compile = compile
+        self._gradient_checkpointing = gradient_checkpointing
         self.backbone = create_backbone(backbone, num_classes, pretrained, backbone_args, input_size)
         shape = None if input_size is None else (2, *input_size)
         self.report: BinarizationReport | None = None if binary is None else binarize_(self.backbone, binary, shape)
         if weights is not None:
             self._load_weights(weights)
+        if gradient_checkpointing:
+            set_gradient_checkpointing_(self.backbone)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         self._configure_metrics()
@@ -166,9 +181,29 @@ class DesignClassifier(LightningModule):
         """[K, K]: images of the row's class that were taken for the column's, after `test`."""
 
     def setup(self, stage: str) -> None:
-        """Compiles the backbone, if that is asked for: after surgery, and after a callback copied the module."""
+        """Loads the teacher and compiles the backbone, where asked for: after surgery, and after a callback copied the module."""
+        if self.distillation is not None and stage == "fit":
+            self._let_go_of_teacher()
+            self._distiller = Distiller(
+                self.distillation,
+                self.backbone,
+                self.num_classes,
+                self._input_size,
+                self._normalisation,
+                self.channels_last,
+            )
         if self._compile and stage == "fit" and self.backbone._compiled_call_impl is None:
             self.backbone.compile()
+
+    def teardown(self, stage: str) -> None:
+        """Lets go of the teacher."""
+        if stage == "fit":
+            self._let_go_of_teacher()
+
+    def _let_go_of_teacher(self) -> None:
+        if self._distiller is not None:
+            self._distiller.remove()
+            self._distiller = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] of images [B, C, H, W]."""
@@ -180,47 +215,41 @@ class DesignClassifier(LightningModule):
     # Input
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Refuses NaN, infinity and labels out of range, while the batch is still on the CPU and outside any graph.
-
-        A NaN compares false, so a binarizer would make it -1 and train on in silence.
-        """
+        """Refuses NaN, infinity and labels out of range, while the batch is still on the CPU and outside any graph."""
         if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor):
-            self._check_batch(batch[0], batch[1] if len(batch) > 1 else None)
-        return batch
-
-    def _check_batch(self, images: Tensor, labels: Any) -> None:
-        stage = self._trainer.state.stage if self._trainer else None
-        training = self._trainer is not None and self.trainer.training
-        where = (f"{stage.value} batch" if stage else "batch") + (
-            f" at step {self.trainer.global_step}" if training else ""
-        )
-        # One sum costs a small part of isfinite().all(), and is finite only if everything is (or nearly overflows).
-        if images.is_floating_point() and images.numel() and not bool(torch.isfinite(images.float().sum())):
-            bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
-            if bad:
-                raise ValueError(
-                    f"NaN or infinity in {len(bad)} of {len(images)} images of the {where}: numbers {bad[:8]} of the batch; "
-                    "look for a division by a zero std, or a damaged file"
-                )
-        if training and isinstance(labels, Tensor) and labels.numel() and int(labels.min()) < 0:
-            raise ValueError(f"label {int(labels.min())} in the {where}; only evaluation pads with labels below 0")
-        if isinstance(labels, Tensor) and labels.numel() and int(labels.max()) >= self.num_classes:
-            raise ValueError(
-                f"label {int(labels.max())} in the {where}, but the model has {self.num_classes} classes, 0 to "
-                f"{self.num_classes - 1}; set num_classes, or look at the labels"
+            stage = self._trainer.state.stage if self._trainer else None
+            training = self._trainer is not None and self.trainer.training
+            where = (f"{stage.value} batch" if stage else "batch") + (
+                f" at step {self.trainer.global_step}" if training else ""
             )
+            check_batch(batch[0], batch[1] if len(batch) > 1 else None, self.num_classes, where, training)
+        return batch
 
     # Steps
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch."""
         images, labels = batch
-        logits = self(images)
-        loss: Tensor = self.loss(logits, labels)
+        targets = labels
+        if self.mixing is not None:
+            images, targets = self.mixing(images, labels, self.num_classes, self.current_epoch)
+            labels = targets.argmax(-1)
+        if self._distiller is None:
+            logits = self(images)
+            loss: Tensor = self.loss(logits, targets)
+        else:
+            logits, terms = self._distiller(self, images)
+            loss = self._distiller.weigh(terms, lambda: self.loss(logits, targets))
+            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.train_accuracy.update(logits.detach(), labels)
         self.log_dict(self.train_accuracy, on_step=False, on_epoch=True)
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass; batch norms count no batch twice where it computes activations again."""
+        with batch_norm_statistics_kept(self.backbone) if self._gradient_checkpointing else nullcontext():
+            super().backward(loss, *args, **kwargs)
 
     def on_validation_epoch_start(self) -> None:
         """Starts the metrics anew."""
@@ -277,35 +306,10 @@ class DesignClassifier(LightningModule):
         groups = parameter_groups(self.backbone, self._latent_weight_decay)
         groups[-1]["params"] += [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
         optimizer: Optimizer = self._make_optimizer(groups)
-        if self._latent_weight_decay and "weight_decay" not in optimizer.defaults:
+        latent = optimizer.latent if isinstance(optimizer, PerGroupOptimizer) else optimizer
+        if self._latent_weight_decay and "weight_decay" not in latent.defaults:
             raise ValueError(
-                f"latent_weight_decay is {self._latent_weight_decay}, but {type(optimizer).__name__} has no weight decay; "
+                f"latent_weight_decay is {self._latent_weight_decay}, but {type(latent).__name__} has no weight decay; "
                 "set it to null"
             )
-        if self._make_scheduler is None and not (self._warmup_steps or self._warmup_epochs):
-            return optimizer
-        make = self._make_scheduler or partial(ConstantLR, factor=1.0)
-        scheduler = make(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            if self._warmup_steps or self._warmup_epochs:
-                raise ValueError(
-                    "ReduceLROnPlateau goes by epochs and has no warm-up; leave warmup_steps and warmup_epochs out"
-                )
-            monitor = getattr(scheduler, "monitor", "val/loss")
-            return [optimizer], [{"scheduler": scheduler, "monitor": monitor, "interval": "epoch"}]
-        scheduler = with_warm_up(scheduler, self._count_warm_up(), self._count_steps())
-        return [optimizer], [{"scheduler": scheduler, "interval": self._scheduler_interval}]
-
-    def _count_steps(self) -> int | float:
-        """How often the scheduler will step; infinite for training without an end."""
-        if self._scheduler_interval == "step":
-            return self.trainer.estimated_stepping_batches
-        epochs = self.trainer.max_epochs
-        return math.inf if epochs is None or epochs < 0 else epochs
-
-    def _count_warm_up(self) -> int:
-        if not self._warmup_epochs:
-            return self._warmup_steps
-        assert self.trainer.estimated_stepping_batches  # which loads the data that is counted below
-        epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        return round(self._warmup_epochs * epoch)
+        return self._learning_rate.configure(optimizer, self.trainer)

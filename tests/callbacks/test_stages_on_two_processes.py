@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = '''
+SCRIPT = """
 import logging, sys, warnings
 logging.disable(logging.INFO)
 warnings.simplefilter("ignore")
@@ -57,7 +57,7 @@ if __name__ == "__main__":
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
     trainer.fit(module, Few(batch_size=8, num_workers=0, image_size=28), ckpt_path=ckpt)
     torch.save([module.state_dict(), module.stages], f"rank{trainer.global_rank}.pt")
-'''
+"""
 
 
 def run(folder: Path, *arguments: str) -> list[list]:

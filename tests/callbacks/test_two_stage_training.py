@@ -1,6 +1,8 @@
 """`TwoStageTraining`: what each stage sets, and that a run that was stopped anywhere ends with the same weights."""
 
+import math
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +105,10 @@ def test_a_list_of_stages_with_settings_of_their_own(tmp_path: Path) -> None:
     assert record.of("scale") == [0.0] * 8 + [1.0] * 8
     assert [type(e).__name__ for e in record.of("estimator")] == ["ApproxSign"] * 4 + ["STE"] * 12
     assert record.of("estimator")[-1].clip == 1.25
-    cosine = lambda peak, steps: [
-        peak * (1 + torch.cos(torch.tensor(torch.pi * s / steps)).item()) / 2 for s in range(steps)
-    ]  # noqa: E731
+
+    def cosine(peak: float, steps: int) -> list[float]:
+        return [peak * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
+
     assert record.of("lr") == pytest.approx(cosine(1e-2, 4) + cosine(1e-3, 12), rel=1e-5)
     assert all(record.of("momenta")[5:])
     assert record.of("momenta")[4] == 0
@@ -295,7 +298,7 @@ def test_what_does_not_fit_the_run_is_refused(tmp_path: Path) -> None:
     stages = [TrainingStage("float", until=3), TrainingStage("activations", until=0.25), TrainingStage("both")]
     with pytest.raises(ValueError, match="stage 2 ends at step 4, not after the stage before it, at step 12"):
         trainer(tmp_path, TwoStageTraining(stages)).fit(classifier(), data())
-    torchs = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 5)  # noqa: E731
+    torchs = partial(torch.optim.lr_scheduler.StepLR, step_size=5)
     with pytest.raises(ValueError, match="cannot start anew with StepLR"):
         trainer(tmp_path, TwoStageTraining()).fit(classifier(scheduler=torchs), data())
     with pytest.raises(ValueError, match="found no binary layer"):

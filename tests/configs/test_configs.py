@@ -1,4 +1,4 @@
-"""Every recipe: it trains on data of its kind, its header says what it is, and the commands in its header work."""
+"""Every recipe trains on data of its kind, its header says what it is, and the commands there work; so does every overlay."""
 
 import csv
 import math
@@ -16,7 +16,8 @@ from design_lightning.cli import main
 from design_lightning.commands.recipes import Recipe
 
 FOLDER = Path(__file__).parents[2] / "configs"
-FILES = sorted(FOLDER.rglob("*.yaml"))
+OVERLAYS = sorted((FOLDER / "overlays").glob("*.yaml"))
+FILES = sorted(file for file in FOLDER.rglob("*.yaml") if file not in OVERLAYS)
 NAMES = [file.relative_to(FOLDER).with_suffix("").as_posix() for file in FILES]
 TRAINING_IMAGES = {
     "FashionMNISTSubset": 6_000,
@@ -62,6 +63,20 @@ def smaller(file: Path) -> list[str]:
     return ["--model.backbone_args.width", "0.125"]
 
 
+def offline(file: Path) -> list[str]:
+    """Options for a run without a network and with few classes: random weights in place of those that timm downloads."""
+    model = parsed(file)["model"]["init_args"]
+    options = ["--model.pretrained", "false"] if model.get("pretrained") else []
+    if "distillation" in model:
+        options += ["--model.distillation.pretrained", "false", "--model.distillation.teacher_args", "{num_classes: 2}"]
+    return options
+
+
+def training_images(config: dict[str, Any]) -> int:
+    """How many a recipe trains on: those of its data set, less those that it validates on."""
+    return TRAINING_IMAGES[config["data"]["class_path"]] - int(config["data"]["init_args"].get("val_size") or 0)
+
+
 def number(text: str) -> int:
     return 1 if text == "One" else int(text.replace(",", ""))
 
@@ -72,8 +87,14 @@ def last_row(metrics: Path) -> dict[str, str]:
         return {key: value for row in csv.DictReader(file) for key, value in row.items() if value}
 
 
-def test_there_are_recipes() -> None:
-    assert len(FILES) >= 7
+def few_validated(file: Path) -> list[str]:
+    """Of the few images, a few validate where the recipe says how many do."""
+    return ["--data.val_size", "0.5"] if "val_size" in parsed(file)["data"]["init_args"] else []
+
+
+def test_there_are_recipes_and_overlays() -> None:
+    assert len(FILES) >= 17
+    assert len(OVERLAYS) >= 3
 
 
 @each_recipe
@@ -81,13 +102,15 @@ def test_recipe_trains_a_step_and_validates_a_batch(
     file: Path, tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main(["fit", "--config", str(file), *tiny_data(parsed(file)["data"]["class_path"]), *SMALL, *ONE_STEP])
+    rest = [*tiny_data(parsed(file)["data"]["class_path"]), *few_validated(file), *SMALL, *ONE_STEP, *offline(file)]
+    main(["fit", "--config", str(file), *rest])
     log = tmp_path / "runs" / file.stem / "version_0"
     metrics = last_row(log / "metrics.csv")
     assert {"train/top1", "val/loss", "val/top1"} <= set(metrics)
     assert math.isfinite(float(metrics["val/loss"]))
-    checkpoint = torch.load(log / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint = torch.load(log / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 1
+    assert len(list((log / "checkpoints").iterdir())) == 2
     tensors = [value for value in checkpoint["state_dict"].values() if isinstance(value, torch.Tensor)]
     assert all(bool(tensor.isfinite().all()) for tensor in tensors)
     assert checkpoint["optimizer_states"][0]["state"], "the optimizer moved nothing"
@@ -102,7 +125,9 @@ def test_command_of_a_header_runs(
     file: Path, command: list[str], tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main([*command, *tiny_data(parsed(file)["data"]["class_path"]), *SMALL, *ONE_STEP, *smaller(file)])
+    data = [*tiny_data(parsed(file)["data"]["class_path"]), *few_validated(file)]
+    rest = [*SMALL, *ONE_STEP, *smaller(file), *offline(file)]
+    main([*command, *data, *rest])
     saved = parsed(tmp_path / "runs" / file.stem / "version_0" / "config.yaml")
     for option, value in zip(command[1::2], command[2::2], strict=True):
         if option.startswith("--model."):
@@ -129,10 +154,14 @@ def test_header_names_the_network_the_data_and_the_source(file: Path) -> None:
     model = config["model"]["init_args"]
     network, *rest = facts["network"].split(", ")
     assert network == model["backbone"]
-    assert f"DeSign {model['binary']['kernel']}" in rest
+    binary = model["binary"]
+    activation = binary.get("activation") or ("rsign" if binary.get("policy") == "reactnet" else "design")
+    expected = {"design": f"DeSign {binary.get('kernel')}", "sign": "Sign", "rsign": "RSign"}
+    assert expected[activation] in rest
     assert facts["data"] == config["data"]["class_path"]
     assert facts["source"] == "ours" or "arXiv:" in facts["source"]
-    assert facts["published"] == "-" or re.match(r"\d\d\.\d \(.+\)$", facts["published"])
+    for figure in ("published", "measured"):
+        assert facts[figure] == "-" or re.match(r"\d\d\.\d \(.+\)$", facts[figure])
 
 
 @each_recipe
@@ -147,8 +176,8 @@ def test_arithmetic_of_a_header_is_that_of_its_values(file: Path) -> None:
         batch *= number(found["gpus"])
         assert number(found["batch"]) == batch
     assert number(found["divisor"]) == batch
-    assert number(found["images"]) == TRAINING_IMAGES[data["class_path"]]
-    assert number(found["epoch"]) == TRAINING_IMAGES[data["class_path"]] // batch
+    assert number(found["images"]) == training_images(config)
+    assert number(found["epoch"]) == training_images(config) // batch
     assert number(found["epochs"]) == config["trainer"]["max_epochs"]
     assert number(found["steps"]) == number(found["epoch"]) * number(found["epochs"])
 
@@ -179,3 +208,98 @@ def test_imagenet_trains_in_the_two_stages_of_its_header(
 def test_recipe_with_a_warm_up_allows_a_fast_dev_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     main(["fit", "--config", "quickstart", *SMALL, "--trainer.fast_dev_run", "true"])
+
+
+# Stages
+
+
+STAGED = [file for file in FILES if "TwoStageTraining" in file.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("file", STAGED, ids=[file.stem for file in STAGED])
+def test_stages_end_with_binary_weights_and_without_decay(file: Path) -> None:
+    trainer = parsed(file)["trainer"]
+    (callback,) = [c for c in trainer["callbacks"] if c["class_path"] == "TwoStageTraining"]
+    stages = callback["init_args"]["stages"]
+    ends = [stage["until"] for stage in stages[:-1]]
+    assert [b - a for a, b in zip([0, *ends], [*ends, trainer["max_epochs"]], strict=True)] == [ends[0]] * len(stages)
+    assert (stages[-1]["stage"], stages[-1]["weight_decay"]) == ("both", 0.0)
+
+
+@pytest.mark.parametrize("file", STAGED, ids=[file.stem for file in STAGED])
+def test_staged_recipe_goes_through_its_stages(
+    file: Path, tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps a stage, on a network of a few channels, with its teacher's kind of network and its callbacks."""
+    monkeypatch.chdir(tmp_path)
+    config = parsed(file)
+    (callback,) = [c for c in config["trainer"]["callbacks"] if c["class_path"] == "TwoStageTraining"]
+    stages = callback["init_args"]["stages"]
+    for number_, stage in enumerate(stages[:-1], 1):
+        stage["until"] = number_
+    config["model"]["init_args"].pop("warmup_epochs", None)
+    Path(file.name).write_text(yaml.safe_dump(config), encoding="utf-8")
+    tiny = ["--model.backbone", "test_resnet", "--model.distillation.teacher", "test_resnet", "--data.image_size", "32"]
+    steps = ["--trainer.max_epochs", str(len(stages)), "--trainer.limit_train_batches", "2"]
+    rest = [*tiny_data("ImageFolder"), *SMALL, *tiny, *steps, "--trainer.log_every_n_steps", "1", *offline(file)]
+    main(["fit", "--config", file.name, *rest])
+    log = tmp_path / "runs" / file.stem / "version_0"
+    with (log / "metrics.csv").open(newline="", encoding="utf-8") as opened:
+        seen = [float(row["stage"]) for row in csv.DictReader(opened) if row.get("stage")]
+    assert seen == sorted(seen)
+    assert set(seen) == set(range(1, len(stages) + 1))
+    checkpoint = torch.load(log / "checkpoints" / "last.ckpt", weights_only=True)
+    binary = [value["stage"] for key, value in checkpoint["state_dict"].items() if key.endswith("_extra_state")]
+    assert binary
+    assert set(binary) == {"both"}
+    assert not any(key.startswith("teacher") for key in checkpoint["state_dict"])
+
+
+# Overlays
+
+each_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=[file.stem for file in OVERLAYS])
+
+
+@each_overlay
+def test_overlay_says_what_it_changes_and_is_no_whole_configuration(overlay: Path) -> None:
+    assert Recipe(overlay.stem, overlay.read_text(encoding="utf-8")).overlay
+    assert "data" not in parsed(overlay)
+    for command in commands(overlay):
+        recipe, first = command[2], f"overlays/{overlay.stem}"
+        assert recipe in NAMES
+        assert first in command[3:]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "command"),
+    [(file, command) for file in OVERLAYS for command in commands(file)],
+    ids=[f"{file.stem}-{i}" for file in OVERLAYS for i in range(len(commands(file)))],
+)
+def test_command_of_an_overlay_trains_what_it_says(
+    overlay: Path, command: list[str], tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = FOLDER / f"{command[2]}.yaml"
+    data = [*tiny_data(parsed(file)["data"]["class_path"]), *few_validated(file)]
+    main([*command, *data, *SMALL, *ONE_STEP, *smaller(file), *offline(file), "--model.warmup_epochs", "0"])
+    saved = parsed(tmp_path / "runs" / file.stem / "version_0" / "config.yaml")
+    model, was = saved["model"]["init_args"], parsed(file)["model"]["init_args"]
+    changed = parsed(overlay)["model"]["init_args"]["binary"]
+    on_command_line = {option.rpartition(".")[2] for option in command if option.startswith("--model.binary.")}
+    for key, value in changed.items():
+        assert key in on_command_line or model["binary"][key] == value
+    for key, value in was["binary"].items():
+        assert key in changed or model["binary"][key] == value
+    kinds = [callback["class_path"].rpartition(".")[2] for callback in saved["trainer"]["callbacks"]]
+    added = [callback["class_path"] for callback in parsed(overlay).get("trainer", {}).get("callbacks+", [])]
+    assert kinds == [callback["class_path"] for callback in parsed(file)["trainer"]["callbacks"]] + added
+
+
+@pytest.mark.parametrize("name", ["resnet18_cifar10", "resnet20_cifar10", "vgg_small_cifar10"])
+def test_recipe_of_design_is_that_of_recu_with_the_overlay(name: str) -> None:
+    design, recu = (parsed(FOLDER / f"{each}.yaml") for each in (name, f"recu_{name}"))
+    recu["model"]["init_args"]["binary"] |= parsed(FOLDER / "overlays/design.yaml")["model"]["init_args"]["binary"]
+    design["model"]["init_args"]["binary"].setdefault("activation", "design")
+    for config in (design, recu):
+        del config["trainer"]["default_root_dir"], config["trainer"]["logger"]
+    assert design == recu

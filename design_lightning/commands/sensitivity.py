@@ -1,0 +1,176 @@
+"""`design-train sensitivity`: the accuracy that each layer costs by being binary, and the overrides that follow from it."""
+
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from design_lightning.commands.lightning import (
+    DesignCLI,
+    _check_checkpoint,
+    _check_linked,
+    _hush,
+    _import_classes,
+    _with_found_configs,
+)
+from design_lightning.training.trainer import DesignTrainer
+
+if TYPE_CHECKING:
+    from design_lightning.training.sensitivity import Sensitivity
+
+Order = Literal["loss", "gain"]
+
+
+class SensitivityTrainer(DesignTrainer):
+    """The Trainer of this command, which takes devices and precision from a configuration and trains nothing."""
+
+    def sensitivity(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: str | None = None,
+        limit: int | None = None,
+        recalibrate: int = 0,
+        keep: int = 3,
+        by: Order = "loss",
+        out: str | None = None,
+        memory: float = 2.0,
+        json: bool = False,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Measures on validation images what each binary layer costs, and prints overrides that leave the worst float.
+
+        Args:
+            model: whose backbone is measured.
+            datamodule: its validation images are measured, and its training images recalibrate.
+            ckpt_path: the checkpoint to measure; without one, the weights that the configuration starts from.
+            limit: how many validation batches; all if not given. Each is looked at twice a layer.
+            recalibrate: estimate batch norm anew on so many training batches for each measurement; 0 keeps the model's.
+            keep: how many layers the printed overrides leave float.
+            by: what they are ranked by: `loss`, by binarizing the layer alone, or `gain`, by leaving it float alone.
+            out: the folder of the table and the picture; `sensitivity/` below default_root_dir if not given.
+            memory: gigabytes that the batches may take; where they need more, they are read anew in each of the passes.
+            json: print JSON in place of the table.
+            weights_only: false reads a checkpoint that holds other things than tensors and plain values; only of a trusted file.
+
+        Raises:
+            ValueError: if the model has no backbone with a binary layer, or there is nothing to measure on.
+        """
+        from design_lightning.training.sensitivity import measure_sensitivity
+
+        for name, value, least in (("limit", limit, 1), ("recalibrate", recalibrate, 0), ("keep", keep, 0)):
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}, but must be at least {least}")
+        backbone = getattr(model, "backbone", None)
+        if not isinstance(backbone, torch.nn.Module):
+            raise ValueError(
+                f"{type(model).__name__} has no backbone; sensitivity measures DesignClassifier and its like"
+            )
+        if ckpt_path is not None:
+            _load(model, ckpt_path, weights_only is not False)
+        backbone.to(self.strategy.root_device)
+        batches, recalibration = self._read(model, datamodule, limit, recalibrate, memory)
+        found = measure_sensitivity(backbone, batches, recalibration, _progress if sys.stderr.isatty() else None)
+        others = getattr(getattr(model, "binary_config", None), "overrides", {})
+        overrides = found.overrides_yaml(min(keep, len(found.rows)), by, others)
+        folder = Path(out) if out is not None else Path(self.default_root_dir) / "sensitivity"
+        _write(found, by, overrides, folder)
+        _print(found, by, overrides, folder, json)
+
+    def _read(
+        self, model: LightningModule, data: LightningDataModule, limit: int | None, recalibrate: int, memory: float
+    ) -> tuple[Any, Any]:
+        """The validation batches, in memory where they fit, and the training batches that recalibrate, if any."""
+        from design_lightning.training.sensitivity import hold_batches
+
+        data.prepare_data()
+        data.setup("fit" if recalibrate else "validate")
+        batches, held = hold_batches(
+            data.val_dataloader(), limit, memory * 1e9, lambda batch: model.on_before_batch_transfer(batch, 0)
+        )
+        if not held:
+            print(
+                f"the images need more than {memory:g} GB, so each pass reads them anew: --memory allows more, --limit takes fewer",
+                file=sys.stderr,
+            )
+        return batches, [batch[0] for batch in islice(data.train_dataloader(), recalibrate)] if recalibrate else None
+
+
+class SensitivityCLI(DesignCLI):
+    """The command line of this command: configurations, checkpoints and errors as those of `fit`."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The one command."""
+        return {"sensitivity": {"model", "datamodule"}}
+
+    before_sensitivity = DesignCLI.before_validate
+
+
+def main(command: str, args: Sequence[str]) -> None:
+    """Runs the command."""
+    if not {"-h", "--help"} & set(args):
+        _import_classes()
+    _hush(command)
+    _check_checkpoint(args)
+    _check_linked(args)
+    given = sys.argv
+    sys.argv = [given[0], command, *_with_found_configs(["--json=true" if arg == "--json" else arg for arg in args])]
+    try:
+        SensitivityCLI(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=SensitivityTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+        )
+    finally:
+        sys.argv = given
+
+
+def _load(model: LightningModule, path: str, weights_only: bool) -> None:
+    """Loads the weights of a checkpoint."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"ckpt_path {path!r} is no file; fit prints the path of the checkpoint that it saved")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
+    except Exception as error:  # whatever a file may raise that is none
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"ckpt_path {path!r} is no checkpoint of a fit: {type(error).__name__}: {reason}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"ckpt_path {path!r} is no checkpoint of a fit: it has no state_dict")
+    model.on_load_checkpoint(checkpoint)
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"ckpt_path {path!r} does not fit the model of the configuration: {reason[:200]}") from error
+
+
+def _progress(done: int, total: int) -> None:
+    print(f"\rmeasured {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _write(found: "Sensitivity", by: Order, overrides: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    found.to_csv(folder / "sensitivity.csv")
+    (folder / "sensitivity.json").write_text(found.to_json() + "\n", encoding="utf-8")
+    (folder / "overrides.yaml").write_text(overrides, encoding="utf-8")
+    found.draw(folder / "sensitivity.png", by)
+
+
+def _print(found: "Sensitivity", by: Order, overrides: str, folder: Path, json: bool) -> None:
+    if json:
+        print(found.to_json())
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(found.table(by))
+    print(f"\npaste below `binary:` of the configuration, and train:\n\n{overrides}")
+    print(f"written: sensitivity.png, .csv and .json, overrides.yaml, in {folder}")
