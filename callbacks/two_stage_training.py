@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
@@ -20,7 +21,8 @@ class TwoStageTraining(Callback):
 
     At the start of a stage the binary layers change, the optimizer forgets its momenta, weight decay changes, and the learning
     rate starts anew to end with the stage; see `TrainingStage`. The first optimizer step of a stage is the first with it:
-    a stage never begins within an accumulation. A resumed run goes on within its stage.
+    a stage never begins within an accumulation. What `ModelCheckpoint` and `EarlyStopping` took for the best begins anew with a
+    stage, so that the best checkpoint of a run is one of its last stage. A resumed run goes on within its stage.
 
     Martinez et al., "Training Binary Neural Networks with Real-to-Binary Convolutions", ICLR 2020, arXiv:2003.11535; two
     stages as in Liu et al., "ReActNet", ECCV 2020, arXiv:2003.03488.
@@ -181,6 +183,8 @@ class TwoStageTraining(Callback):
             if index and stage.reset_optimizer:
                 optimizer.state.clear()
         self._set_learning_rates(trainer)
+        if index:
+            _forget_the_best(trainer)
         rates = sorted({f"{group['lr']:.3g}" for optimizer in trainer.optimizers for group in optimizer.param_groups})
         rank_zero_info(
             f"stage {index + 1} of {len(self.stages)}: {stage.stage}, from step {trainer.global_step}, "
@@ -290,3 +294,15 @@ class TwoStageTraining(Callback):
             return int(steps)
         epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         return round(steps / epoch)
+
+
+def _forget_the_best(trainer: Trainer) -> None:
+    """The best of one stage is no measure for the next: real weights beat binary ones. The files stay."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            callback.best_k_models, callback.kth_best_model_path = {}, ""
+            callback.best_model_path, callback.best_model_score, callback.current_score = "", None, None
+        elif isinstance(callback, EarlyStopping):
+            infinity = torch.tensor(torch.inf)
+            callback.best_score = -infinity if callback.mode == "max" else infinity
+            callback.wait_count = 0

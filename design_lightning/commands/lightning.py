@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from design_lightning.cli import DEBUG, fail
 from design_lightning.commands.recipes import find_config
 from design_lightning.training import DesignTrainer
+from design_lightning.training.backbone import read_checkpoint
 
 LINKED = ("num_classes", "input_size", "class_names", "mean", "std")
 """What the model is told of the data."""
@@ -65,7 +66,7 @@ class DesignCLI(LightningCLI):
         path, model = config.get("ckpt_path"), config.get("model")
         if not (path and model and Path(path).is_file() and model.class_path.endswith(".DesignClassifier")):
             return
-        stored = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
+        stored = read_checkpoint(path, "ckpt_path").get("hyper_parameters", {})
         network = {name: stored[name] for name in ("backbone", "backbone_args", "channels_last") if name in stored}
         if binary := stored.get("binary"):
             binary = {name: value for name, value in binary.items() if name != "format_version"}
@@ -140,6 +141,21 @@ class DesignCLI(LightningCLI):
 
 def main(command: str, args: Sequence[str]) -> None:
     """Runs a command of Lightning."""
+    run(command, args, DesignCLI, DesignTrainer)
+
+
+def run(
+    command: str, args: Sequence[str], cli: type[DesignCLI], trainer: type[Trainer], saves_config: bool = True
+) -> None:
+    """Runs a method of a trainer as a command: what `fit` understands of configurations, names and checkpoints holds for it.
+
+    Args:
+        command: the method's name.
+        args: what follows it on the command line.
+        cli: the command line, whose `subcommands` has the command.
+        trainer: the class with the method.
+        saves_config: whether the configuration is saved in the log folder.
+    """
     if not {"-h", "--help"} & set(args):
         _import_classes()
     _hush(command)
@@ -148,15 +164,18 @@ def main(command: str, args: Sequence[str]) -> None:
     given = sys.argv
     # Not as LightningCLI's `args`: DDP starts its other processes with what sys.argv holds.
     sys.argv = [given[0], command, *_with_found_configs(args)]
+    options: dict[str, Any] = (
+        {"save_config_kwargs": {"overwrite": True}} if saves_config else {"save_config_callback": None}
+    )
     try:
-        DesignCLI(
+        cli(
             LightningModule,
             LightningDataModule,
-            trainer_class=DesignTrainer,
+            trainer_class=trainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},
+            **options,
         )
     except SIGTERMException as stopped:
         # Lightning's own ends with 0, and a script would go on with half a training.

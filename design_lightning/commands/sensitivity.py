@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from design_lightning.commands.lightning import (
-    DesignCLI,
-    _check_checkpoint,
-    _check_linked,
-    _hush,
-    _import_classes,
-    _with_found_configs,
-)
+from design_lightning.commands.lightning import DesignCLI, run
+from design_lightning.training.backbone import read_checkpoint
 from design_lightning.training.trainer import DesignTrainer
 
 if TYPE_CHECKING:
@@ -113,38 +107,13 @@ class SensitivityCLI(DesignCLI):
 
 def main(command: str, args: Sequence[str]) -> None:
     """Runs the command."""
-    if not {"-h", "--help"} & set(args):
-        _import_classes()
-    _hush(command)
-    _check_checkpoint(args)
-    _check_linked(args)
-    given = sys.argv
-    sys.argv = [given[0], command, *_with_found_configs(["--json=true" if arg == "--json" else arg for arg in args])]
-    try:
-        SensitivityCLI(
-            LightningModule,
-            LightningDataModule,
-            trainer_class=SensitivityTrainer,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=None,
-        )
-    finally:
-        sys.argv = given
+    args = ["--json=true" if arg == "--json" else arg for arg in args]
+    run(command, args, SensitivityCLI, SensitivityTrainer, saves_config=False)
 
 
 def _load(model: LightningModule, path: str, weights_only: bool) -> None:
     """Loads the weights of a checkpoint."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"ckpt_path {path!r} is no file; fit prints the path of the checkpoint that it saved")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only)
-    except Exception as error:  # whatever a file may raise that is none
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"ckpt_path {path!r} is no checkpoint of a fit: {type(error).__name__}: {reason}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"ckpt_path {path!r} is no checkpoint of a fit: it has no state_dict")
+    checkpoint = read_checkpoint(path, "ckpt_path", weights_only)
     model.on_load_checkpoint(checkpoint)
     try:
         model.load_state_dict(checkpoint["state_dict"])

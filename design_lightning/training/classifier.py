@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -14,7 +13,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, set_stage_
-from design_lightning.training.backbone import create_backbone, load_weights_
+from design_lightning.training.backbone import create_backbone, load_weights_, read_checkpoint
 from design_lightning.training.batch_checks import check_batch
 from design_lightning.training.distillation import Distillation, Distiller
 from design_lightning.training.gradient_checkpointing import batch_norm_statistics_kept, set_gradient_checkpointing_
@@ -146,17 +145,7 @@ class DesignClassifier(LightningModule):
 
     def _load_weights(self, path: str) -> None:
         """Starts from the backbone of a checkpoint; this module's configuration decides the stage."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"weights {path!r} is no file; give the checkpoint of an earlier run")
-        try:
-            stored = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise ValueError(
-                f"weights {path!r} is no checkpoint of an earlier run: {type(error).__name__}: {reason}"
-            ) from error
-        if not isinstance(stored, dict) or "state_dict" not in stored:
-            raise ValueError(f"weights {path!r} is no checkpoint of an earlier run: it has no state_dict")
+        stored = read_checkpoint(path, "weights")
         load_weights_(self.backbone, stored["state_dict"], path)
         if self.binary_config is not None:
             set_stage_(self.backbone, self.binary_config.stage)

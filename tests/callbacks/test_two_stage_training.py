@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
 import design_lightning as dl
@@ -158,6 +158,19 @@ def test_a_plateau_ends_a_stage(tmp_path: Path) -> None:
     assert record.of("stage") == ["activations"] * 16 + ["both"] * 8
     assert record.of("lr")[16] == pytest.approx(1e-2)
     assert record.of("lr")[23] == pytest.approx(1e-2 / 8)
+
+
+def test_the_best_checkpoint_is_one_of_the_last_stage(tmp_path: Path) -> None:
+    best = ModelCheckpoint(tmp_path, monitor="score", mode="max", filename="{epoch}")
+    early = EarlyStopping("score", mode="max", patience=2)
+    scores = Scores([0.8, 0.9, 0.3, 0.4, 0.35])
+    trainer(tmp_path, scores, TwoStageTraining(switch=2), best, early, epochs=5, limit_val_batches=1).fit(
+        classifier(), data()
+    )
+    assert Path(best.best_model_path).name == "epoch=3.ckpt"
+    assert float(best.best_model_score) == pytest.approx(0.4)
+    assert (tmp_path / "epoch=1.ckpt").exists()
+    assert early.stopped_epoch == 0
 
 
 def test_a_plateau_of_what_is_not_logged_is_refused(tmp_path: Path) -> None:
