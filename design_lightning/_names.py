@@ -1,4 +1,4 @@
-"""Names in configurations: from a name to the thing, and from a wrong name to the nearest right one."""
+"""What messages name: from a name in a configuration to the thing, from a wrong name to the nearest right one, errors in a line."""
 
 import difflib
 import importlib
@@ -17,6 +17,11 @@ def did_you_mean(name: str, known: Iterable[str], show_all_below: int = 30) -> s
     if len(known) <= show_all_below:
         return f"known are {', '.join(known)}"
     return "no known name is near it"
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def class_by_name(name: str, known: Mapping[str, type[T]], base: type[T], kind: str) -> type[T]:

@@ -33,6 +33,9 @@ class WeightBinarizer(Float32State):
         latent: the layer's weights [O, ...], for the sizes and the starting scale of binarizers that learn one.
     """
 
+    has_scale: ClassVar[bool] = True
+    """Whether `scale` gives factors."""
+
     def __init__(self, latent: Tensor) -> None:
         super().__init__()
 
@@ -62,6 +65,7 @@ class SignWeight(WeightBinarizer):
     Courbariaux et al., "BinaryConnect", NeurIPS 2015, arXiv:1511.00363.
     """
 
+    has_scale = False
     estimator: Estimator
 
     def __init__(self, latent: Tensor) -> None:
@@ -81,6 +85,8 @@ class XNORWeight(SignWeight):
     Rastegari et al., "XNOR-Net", ECCV 2016, arXiv:1603.05279; Liu et al., "ReActNet", ECCV 2020, arXiv:2003.03488.
     """
 
+    has_scale = True
+
     def forward(self, w: Tensor) -> Tensor:  # noqa: D102
         with torch.no_grad():
             value = self.signs(w) * _per_output(self.scale(w), w)
@@ -99,6 +105,8 @@ class LearnedScaleWeight(SignWeight):
 
     Alpha starts at mean |w|. Bulat and Tzimiropoulos, "XNOR-Net++", BMVC 2019, arXiv:1909.13863.
     """
+
+    has_scale = True
 
     def __init__(self, latent: Tensor) -> None:
         super().__init__(latent)

@@ -6,6 +6,7 @@ from design_lightning.surgery.float_layers import BINARY_TWINS
 from design_lightning.surgery.probe import ProbeError, probe
 from design_lightning.surgery.record import SurgeryRecord, surgery_record
 from design_lightning.surgery.report import BinarizationReport, Row
+from design_lightning.surgery.shortcuts import reattach_shortcuts_
 from design_lightning.surgery.stages import binary_layers, set_stage_
 from design_lightning.surgery.unbinarize import unbinarize_
 
@@ -19,6 +20,7 @@ __all__ = [
     "binarize_",
     "binary_layers",
     "probe",
+    "reattach_shortcuts_",
     "set_stage_",
     "surgery_record",
     "unbinarize_",

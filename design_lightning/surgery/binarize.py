@@ -4,24 +4,28 @@ Everything is planned before anything is changed, so that a failure leaves the m
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from design_lightning.binary import BinaryLayer
-from design_lightning.surgery.bits import check_bits_
+from design_lightning._names import in_a_line
+from design_lightning.surgery.bits import LEAST_SHARE, check_bits_
 from design_lightning.surgery.config import BinaryConfig
-from design_lightning.surgery.fused_bias import call_qkv_layer_
 from design_lightning.surgery.fusing import refuse_fusing_
+from design_lightning.surgery.hooks import share_hooks
 from design_lightning.surgery.plan import Plan
 from design_lightning.surgery.plan_activations import check_binarizers, decide_activations
 from design_lightning.surgery.plan_layers import decide_layers
+from design_lightning.surgery.probe import example_batch
 from design_lightning.surgery.record import SurgeryRecord, record_surgery
 from design_lightning.surgery.report import BinarizationReport
 from design_lightning.surgery.shortcuts import RealShortcut
-from design_lightning.surgery.unbinarize import remember_original
+from design_lightning.surgery.stages import binary_layers
+from design_lightning.surgery.traceless import forward_without_trace
+from design_lightning.surgery.unbinarize import remember_original, unbinarize_
+from design_lightning.surgery.uncalled import call_layers_
 
 
 def binarize_(
@@ -45,10 +49,16 @@ def binarize_(
         ValueError: if the model is binary or compiled already, nothing would become binary, a pattern of `overrides` matches
             nothing, a kernel does not fit a layer, or a binarizer would be constant. The model is left as it was.
     """
-    plan = operate_(model, config or BinaryConfig(), example_input)
-    _check_bits(plan)
-    for text in plan.warnings:
-        warnings.warn(text, stacklevel=2)
+    config = config or BinaryConfig()
+    plan = operate_(model, config, example_input)
+    try:
+        _check_bits(plan)
+        for text in plan.warnings:
+            warnings.warn(text, stacklevel=2)
+    except BaseException:
+        if binary_layers(model):
+            unbinarize_(model)
+        raise
     return plan.report()
 
 
@@ -60,12 +70,12 @@ def operate_(model: nn.Module, config: BinaryConfig, example_input: Tensor | Seq
     decide_activations(plan)
     check_binarizers(plan)
     _swap(model, plan.replacements)
-    for name, norm in plan.shortcuts.items():
-        RealShortcut().attach(model.get_submodule(name), model.get_submodule(norm))
+    for name, end in plan.shortcuts.items():
+        RealShortcut().attach(model.get_submodule(name), model.get_submodule(end))
     for name in plan.binary:
-        call_qkv_layer_(model.get_submodule(name.rpartition(".")[0]))
+        call_layers_(model.get_submodule(name.rpartition(".")[0]))
     refuse_fusing_(model)
-    record_surgery(model, SurgeryRecord(config, plan.probe.input_shape if plan.probe else None))
+    record_surgery(model, SurgeryRecord(config, plan.probe.input_shape if plan.probe else None, plan.shortcuts))
     return plan
 
 
@@ -73,59 +83,77 @@ def _check_bits(plan: Plan) -> None:
     """Notes binarizers that are constant on the probe's batch, and in their rows the units that were set."""
     if plan.probe is None or not any(config.activation != "none" for config in plan.binary.values()):
         return
-    parameter = next(plan.model.parameters())
     if any(p.is_meta for p in plan.model.parameters()):
         plan.note("the model is on meta, so whether each binarizer sees both signs was not looked at", warn=False)
         return
-    x = plan.example_input
-    if not isinstance(x, Tensor):
-        x = torch.randn(plan.probe.input_shape, generator=torch.Generator().manual_seed(0))
-    checked = check_bits_(plan.model, x.detach().to(parameter.device, parameter.dtype))
+    x = example_batch(plan.model, plan.example_input, plan.probe.input_shape)
+    checked = check_bits_(plan.model, x)
+    if checked.failure is not None:
+        _fail_unless_float_does(plan, x, checked.failure)
+        plan.note(f"the forward failed, so its binarizers' signs were not looked at: {in_a_line(checked.failure)}")
+        return
     for name, unit in checked.units.items():
         row = plan.rows[name]
         plan.rows[name] = replace(row, reason=f"{row.reason}, thresholds in units of {unit:.2g}")
+    least = f"less than {LEAST_SHARE:.0%} of the bits"
     if checked.units:
-        count = f"{len(checked.units)} DeSign{'s reach' if len(checked.units) > 1 else ' reaches'}"
         plan.note(
-            f"{count} no threshold on the probe's batch and took the size of the input as the unit: {', '.join(checked.units)}",
+            f"{_count(checked.units, 'DeSign')} hardly reached a threshold on the probe's batch ({least} differed) and took the "
+            f"size of the input as the unit: {', '.join(checked.units)}",
             warn=False,
         )
     if checked.constant:
-        count = f"{len(checked.constant)} binarizer{'s see' if len(checked.constant) > 1 else ' sees'}"
-        plan.note(f"{count} no change of sign on the probe's batch: {', '.join(checked.constant)}")
-    if checked.failure:
         plan.note(
-            f"the binary network's forward failed, so its binarizers' signs were not looked at: {checked.failure}"
+            f"{_count(checked.constant, 'binarizer')} saw (almost) no change of sign on the probe's batch, {least}: "
+            f"{', '.join(checked.constant)}"
+        )
+    if checked.uncalled:
+        plan.note(
+            f"{_count(checked.uncalled, 'binarizer')} had no call in a forward in eval mode, which may read the weight "
+            f"without the layer: {', '.join(checked.uncalled)}"
         )
 
 
+def _count(names: Collection[str], what: str) -> str:
+    return f"{len(names)} {what}{'s' if len(names) > 1 else ''}"
+
+
+def _fail_unless_float_does(plan: Plan, x: Tensor, failure: Exception) -> None:
+    """Raises where the float model's forward goes through on what the binary one fails on; the model is float then."""
+    unbinarize_(plan.model)
+    try:
+        with forward_without_trace(plan.model):
+            plan.model(x)
+    except Exception:  # alike: an operation without a kernel here, say
+        operate_(plan.model, plan.config, plan.example_input)
+        return
+    raise ValueError(
+        f"the binary network's forward fails where the float one's goes through: {in_a_line(failure)}; please report it"
+    ) from failure
+
+
 def _refuse(model: nn.Module) -> None:
-    if isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None:
-        raise ValueError("the model is compiled; binarize it first, then compile it")
-    done = [name for name, module in model.named_modules() if isinstance(module, BinaryLayer)]
+    for name, module in model.named_modules():
+        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+            what = f"its part {name!r}" if name else "the model"
+            raise ValueError(f"{what} is compiled; binarize first, then compile")
+    done = list(binary_layers(model))
     if done:
         raise ValueError(
             f"the model is binary already: {done[0]!r} and {len(done) - 1} other layers; binarize a float model"
         )
 
 
-_HOOKS = (
-    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
-    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
-)
-
-
 def _swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
     """Puts each replacement wherever its original stands, a shared module in all of its places.
 
-    The replacement has the mode and the hooks of its original: timm's `FeatureHookNet` hangs on hooks of activations.
+    The replacement has the mode and the hooks of its original.
     """
     for original, replacement in replacements.items():
         replacement.train(original.training)
         if not hasattr(replacement, "to_float"):
             remember_original(replacement, original)
-        for name in _HOOKS:
-            setattr(replacement, name, getattr(original, name))
+        share_hooks(original, replacement)
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in replacements:

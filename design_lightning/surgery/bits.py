@@ -1,10 +1,11 @@
 """Whether each binarizer of a network divides what it sees: one forward of real numbers through the binary network.
 
 DeSign's thresholds are standard deviations of a batch-normalised input. Behind an attention, in a gated product or with small
-initial weights an input may be so small that it reaches none of them, and every bit is -1. Such a DeSign takes the root mean
-square of its input as its `unit`.
+initial weights an input may be so small that hardly a value reaches them, and the bits say nothing. Such a DeSign takes the size
+of its input as its `unit`.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,10 @@ from torch.utils.hooks import RemovableHandle
 
 from design_lightning.binary import BinaryActivation, DeSign
 from design_lightning.surgery.stages import binary_layers
+from design_lightning.surgery.traceless import forward_without_trace
+
+LEAST_SHARE = 0.01
+"""A binarizer with a smaller share of one sign than this hardly divides its input."""
 
 
 @dataclass
@@ -22,29 +27,30 @@ class BitCheck:
     """What the forward showed.
 
     Args:
-        units: DeSigns whose input reached no threshold, and the unit that they have now.
-        constant: binarizers that gave one and the same bit for the whole batch, and still do.
+        units: DeSigns whose input hardly reached a threshold, and the unit that they have now.
+        constant: binarizers of which less than `LEAST_SHARE` of the bits have one of the signs, and still do.
+        uncalled: binarizers that the forward did not call.
         failure: why the forward did not go through, if it did not.
     """
 
     units: dict[str, float] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
-    failure: str | None = None
+    uncalled: list[str] = field(default_factory=list)
+    failure: Exception | None = None
 
 
-@torch.no_grad()
 def check_bits_(model: nn.Module, x: Tensor) -> BitCheck:
-    """Runs x through a binarized model in eval mode, sets the units that it needs, and names binarizers that are constant.
+    """Runs x through a binarized model in eval mode, sets the units that it needs, and names binarizers that hardly divide.
 
-    Norms that have seen no batch yet use this one's statistics, which they do not keep.
+    Norms that have seen no batch yet use this one's statistics. Nothing but units is changed.
     """
     try:
         return _checked(model, x, [m for m in model.modules() if _is_fresh(m)])
-    except Exception as first:
+    except Exception:
         try:  # one value a channel, say, has no deviation
             return _checked(model, x, [])
-        except Exception:  # whatever a foreign forward may raise
-            return BitCheck(failure=f"{type(first).__name__}: {(str(first).splitlines() or [''])[0]}")
+        except Exception as error:  # whatever a foreign forward may raise
+            return BitCheck(failure=error)
 
 
 def _is_fresh(module: nn.Module) -> bool:
@@ -54,72 +60,70 @@ def _is_fresh(module: nn.Module) -> bool:
 
 
 def _checked(model: nn.Module, x: Tensor, fresh_norms: list[nn.Module]) -> BitCheck:
-    with _modes_for_checking(model, fresh_norms), _binary_inputs(model), watched_bits_(model) as seen:
+    with forward_without_trace(model, fresh_norms), _binary_inputs(model), watched_bits_(model) as seen:
         model(x)
     return seen
 
 
 @contextmanager
 def watched_bits_(model: nn.Module) -> Iterator[BitCheck]:
-    """Watches the binarizers of the forwards inside, and sets the units that they need before they run."""
+    """Watches the binarizers of the forwards inside, and sets the units that they need before they run.
+
+    If they fail, the units are as before.
+    """
     seen = BitCheck()
-    varied: dict[str, bool] = {}
+    divides: dict[str, bool] = {}
+    layers = {name: layer.activation for name, layer in binary_layers(model).items() if layer.activation is not None}
+    before = {name: activation.unit.clone() for name, activation in layers.items() if isinstance(activation, DeSign)}
 
     def watch(name: str, activation: BinaryActivation) -> RemovableHandle:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if varied.get(name) or _has_both_bits(activation, inputs[0]):
-                varied[name] = True
+            if divides.get(name) or _divides(activation, inputs[0]):
+                divides[name] = True
             elif isinstance(activation, DeSign) and _take_unit(activation, inputs[0]):
-                varied[name] = True
+                divides[name] = True
                 seen.units[name] = activation.unit.item()
             else:
-                varied[name] = False
+                divides[name] = False
 
         return activation.register_forward_pre_hook(hook)
 
-    layers = binary_layers(model).items()
-    handles = [watch(name, layer.activation) for name, layer in layers if layer.activation is not None]
+    handles = [watch(name, activation) for name, activation in layers.items()]
     try:
         yield seen
+    except BaseException:
+        for name, unit in before.items():
+            layers[name].get_buffer("unit").copy_(unit)
+        raise
     finally:
         for handle in handles:
             handle.remove()
-        seen.constant = [name for name, both in varied.items() if not both]
+        seen.constant = [name for name, both in divides.items() if not both]
+        seen.uncalled = [name for name in layers if name not in divides]
 
 
 @torch.no_grad()
-def _has_both_bits(activation: BinaryActivation, x: Tensor) -> bool:
-    bits = x.float() >= activation.threshold(x)
-    return bool(bits.any()) and not bool(bits.all())
+def _divides(activation: BinaryActivation, x: Tensor) -> bool:
+    share = (x.float() >= activation.threshold(x)).float().mean()
+    return bool(share >= LEAST_SHARE) and bool(share <= 1 - LEAST_SHARE)
 
 
 @torch.no_grad()
 def _take_unit(activation: DeSign, x: Tensor) -> bool:
-    """Sets the unit of a DeSign to the size of x; whether that made a difference."""
-    unit = x.float().square().mean().sqrt()
+    """Sets the unit of a DeSign to the size of x; whether that helped.
+
+    The size is the standard deviation that a normal distribution around 0 of this mean absolute value has: far values, of
+    which there may be a few, count less in it than in the root mean square.
+    """
+    before = activation.unit.clone()
+    unit = x.float().abs().mean() * math.sqrt(math.pi / 2)
     if not bool(torch.isfinite(unit)) or unit == 0:
         return False
     activation.unit.copy_(unit)
-    if _has_both_bits(activation, x):
+    if _divides(activation, x):
         return True
-    activation.unit.fill_(1)
+    activation.unit.copy_(before)
     return False
-
-
-@contextmanager
-def _modes_for_checking(model: nn.Module, fresh_norms: list[nn.Module]) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    kept = [(buffer, buffer.clone()) for norm in fresh_norms for buffer in norm.buffers()]
-    model.eval()
-    for norm in fresh_norms:
-        norm.training = True
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
-            buffer.copy_(value)
-        for module, mode in training.items():
-            module.training = mode
 
 
 @contextmanager

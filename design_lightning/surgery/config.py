@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -71,10 +72,11 @@ class BinaryConfig:
         padding_value: what pads a binary input: 0, 1, -1 or `replicate`.
         companion: what replaces the float activations whose output reaches a binarizer: `hardtanh`, `prelu`, `rprelu`,
             `identity`, or `keep`. The policy's where null.
-        shortcut: `bireal` adds a layer's real-valued input behind the norm that follows it, around every binary convolution
-            that has none of its own and keeps its input's shape; `none` adds none. The policy's where null.
-        downsample: `avgpool` makes a strided 1x1 projection of a shortcut, where it stays float, an average pool and a 1x1
-            convolution; `keep` leaves it. The policy's where null.
+        shortcut: `bireal` adds a layer's real-valued input behind the norm that follows it (behind the layer where none does),
+            around every binary convolution that has none of its own and keeps its input's shape; `none` adds none. The
+            policy's where null.
+        downsample: `avgpool` makes a strided 1x1 projection of a shortcut that the rule `downsample` leaves float an average
+            pool and a 1x1 convolution; `keep` leaves it. The policy's where null.
         policy: a named choice for the fields that are null: `conservative` (float first, last, depthwise, gate and downsample
             layers, DeSign, Hardtanh), `paper` (float first, last and downsample layers, DeSign, Hardtanh, shortcuts),
             `reactnet` (as conservative, with RSign, RPReLU, shortcuts, average pools) or `everything` (no layer float).
@@ -139,11 +141,15 @@ class BinaryConfig:
         for name in ("scale_by_gamma", "learn_kernel"):
             if getattr(self, name) and self.activation != "design":
                 raise ValueError(f"{name} goes with activation 'design', not with {self.activation!r}; leave it out")
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale={self.scale} is no finite number")
         if self.activation == "design":
             self.threshold_kernel()
         for rule in self.skip or ():
             if rule not in get_args(SkipRule):
                 raise ValueError(f"unknown skip rule {rule!r}: {did_you_mean(str(rule), get_args(SkipRule))}")
+        if not isinstance(self.overrides, Mapping):
+            raise ValueError(f"overrides must map patterns to fields, not be {self.overrides!r}")
         for pattern, override in self.overrides.items():
             self._check_override(pattern, override)
 
@@ -153,6 +159,8 @@ class BinaryConfig:
                 re.compile(pattern[3:])
             except re.error as error:
                 raise ValueError(f"override {pattern!r} is no regular expression: {error}") from error
+        if override is not None and not isinstance(override, Mapping):
+            raise ValueError(f"override {pattern!r} must be a mapping of fields, or null, not {override!r}")
         known = {f.name for f in dataclasses.fields(self)} - {"policy", "overrides", "stage"}
         for name in override or ():
             if name not in known:
@@ -215,11 +223,14 @@ class BinaryConfig:
         Args:
             defaults: also print the fields that have their default value.
         """
-        shown = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if defaults or getattr(self, f.name) != getattr(BinaryConfig(), f.name)
-        }
+        usual = BinaryConfig(policy=self.policy)  # whose other fields need not be said, where the policy is
+        shown = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not defaults:
+            shown = {
+                n: v
+                for n, v in shown.items()
+                if v != getattr(usual, n) or (n == "policy" and v != BinaryConfig().policy)
+            }
         return yaml.safe_dump(shown, sort_keys=False, default_flow_style=None, width=120)
 
     @classmethod

@@ -90,7 +90,7 @@ BINARY_TWINS: dict[type[nn.Module], type[BinaryLayer]] = {
 
 def binary_twin(layer: nn.Module) -> type[BinaryLayer] | None:
     """The class that `layer` would become, or None where it has a forward or a weight that no listed class has."""
-    if is_parametrized(layer):
+    if is_parametrized(layer) or _has_own_forward(layer):
         return None
     for ancestor in type(layer).__mro__:
         if ancestor in BINARY_TWINS:
@@ -102,10 +102,16 @@ def binary_twin(layer: nn.Module) -> type[BinaryLayer] | None:
     return None
 
 
+def _has_own_forward(layer: nn.Module) -> bool:
+    return bool({"forward", "_conv_forward"} & set(vars(layer)))
+
+
 def why_no_twin(layer: nn.Module) -> str:
     """The reason for which `binary_twin` gave None."""
     if is_parametrized(layer):
         return "its weight is parametrized; remove_parametrizations first"
+    if _has_own_forward(layer):
+        return "its forward was replaced on the instance; binarize it before that"
     known = [ancestor for ancestor in type(layer).__mro__ if ancestor in BINARY_TWINS]
     return f"{type(layer).__name__} has {'a forward of its own' if known else 'no binary twin'}"
 

@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from design_lightning.surgery.float_activations import ACTIVATION_FUNCTIONS, GATE_FUNCTIONS, ONE_SIDED_FUNCTIONS
+
+A_FUNCTION = "a function in"
+"""How the source is called that is an activation without a module of its own."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Flow:
         is_gate: whether it left a sigmoid or a softmax.
         norm: the one norm that it comes from, with only activations and pools between, if there is one.
         activation: the one activation that it comes from, with only pools and reshapes between, if there is one.
+        branch: the last weight layer of the way that it came, activations and norms apart, since the last addition.
+        axis: which of its axes holds the channels, where that is known.
     """
 
     sources: frozenset[str] = frozenset()
@@ -41,6 +46,8 @@ class Flow:
     is_gate: bool = False
     norm: str | None = None
     activation: str | None = None
+    branch: str | None = None
+    axis: int | None = None
 
 
 @dataclass
@@ -51,14 +58,14 @@ class Findings:
         gates: layers whose output weighs a stream.
         shortcuts: layers that are the projection of a shortcut.
         with_shortcut: layers whose own input is added to what they give, behind their norm.
-        norms: from a layer to the norm that follows it, and the shape of that norm's input.
+        norms: from a layer to the norm module that its output enters.
         inputs: from a layer to the tensor that it read.
     """
 
     gates: set[str] = field(default_factory=set)
     shortcuts: set[str] = field(default_factory=set)
     with_shortcut: set[str] = field(default_factory=set)
-    norms: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    norms: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -107,7 +114,10 @@ _MIXERS = WEIGHT_FUNCTIONS | _functions(
     *("scaled_dot_product_attention", "unfold", "fold", "glu"),
 )
 _ADDITIONS = _functions("add", "add_", "__add__", "__radd__", "__iadd__", "cat", "concat", "stack", "sum", "maximum")
-_SUBTRACTIONS = _functions("sub", "sub_", "__sub__", "__rsub__", "__isub__", "rsub", "neg", "__neg__")
+_SUBTRACTIONS = _functions(
+    *("sub", "sub_", "__sub__", "__rsub__", "__isub__", "rsub", "subtract", "neg", "__neg__", "negative")
+)
+_QUOTIENTS = _functions("div", "div_", "__truediv__", "__itruediv__", "true_divide", "divide")
 _PRODUCTS = _functions("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply")
 _MOVES = _functions(
     *(
@@ -136,32 +146,36 @@ def after(function: Any, operands: Sequence[Any], inside: str, findings: Finding
         function: the function of torch that was called.
         operands: its arguments, sequences of tensors unrolled.
         inside: the name of the innermost module that runs.
-        findings: noted here: layers that turn out to be gates or projections of a shortcut.
+        findings: noted here: layers that turn out to be gates, projections of a shortcut, or to have a shortcut.
     """
     flows = [flow for flow in map(flow_of, operands) if flow is not None]
     if not flows:
         return None
     if function in _PRODUCTS:
         return _after_product(operands, findings)
+    if function in WEIGHT_FUNCTIONS and _has_fixed_filter(operands):
+        return replace(flows[0], positive_by=None)  # an anti-aliasing pool: a convolution with a constant
     if function in _MIXERS:
         return Flow(behind=frozenset().union(*(f.behind for f in flows)))
     if function in _NORMS:
-        if flows[0].layer and flows[0].norm is None:
-            findings.norms[flows[0].layer] = (inside, tuple(operands[0].shape))
         return replace(flows[0], positive_by=None, norm=inside, activation=None, is_gate=False)
     if function in GATE_FUNCTIONS:
         return after_gate(flows[0])
     if function in ACTIVATION_FUNCTIONS:
-        return after_activation(flows[0], f"a function in {inside or 'the model'}", function in ONE_SIDED_FUNCTIONS)
+        return after_activation(flows[0], f"{A_FUNCTION} {inside or 'the model'}", function in ONE_SIDED_FUNCTIONS)
     if function in _JOINS:
         _note_projection(flows, findings)
         _note_shortcut(operands, findings)
     joined = flows[0] if len(flows) == 1 else _join(flows)
+    if function in _QUOTIENTS and any(isinstance(v, int | float) and v < 0 for v in operands):
+        joined = replace(joined, positive_by=None)
     if function in _SUBTRACTIONS or (function in _ADDITIONS and not _all_known_positive(operands)):
         joined = replace(joined, positive_by=None)
     if function in _ADDITIONS or function in _SUBTRACTIONS:
-        return replace(joined, norm=None, layer=None, activation=None)
-    return replace(joined, norm=None) if function in _MOVES else joined
+        return replace(joined, norm=None, layer=None, activation=None, branch=None)
+    if function not in _MOVES:
+        return joined if _keeps_axes(operands, joined) else replace(joined, axis=None)
+    return replace(joined, norm=None, axis=_moved_axis(function, operands, joined.axis))
 
 
 def after_activation(flow: Flow, name: str, one_sided: bool) -> Flow:
@@ -177,11 +191,53 @@ def after_gate(flow: Flow) -> Flow:
     )
 
 
-def after_layer(flow: Flow | None, name: str, sees_one_pixel: bool) -> Flow:
-    """Behind a weight layer."""
+def after_layer(flow: Flow | None, name: str, sees_one_pixel: bool, axis: int | None) -> Flow:
+    """Behind a weight layer, whose output has its channels on `axis`."""
     before = flow or Flow()
     gate_layers = before.gate_layers | {name} if sees_one_pixel else frozenset({name})
-    return Flow(sources=frozenset({name}), layer=name, behind=before.behind | {name}, gate_layers=gate_layers)
+    return Flow(
+        sources=frozenset({name}),
+        layer=name,
+        behind=before.behind | {name},
+        gate_layers=gate_layers,
+        branch=name,
+        axis=axis,
+    )
+
+
+def after_assignment(target: Tensor, value: Any) -> None:
+    """Behind `target[...] = value`, which returns nothing: the target holds both."""
+    flows = [flow for flow in (flow_of(target), flow_of(value)) if flow is not None]
+    if flows:
+        set_flow(target, replace(_join(flows), positive_by=None))
+
+
+def _has_fixed_filter(operands: Sequence[Any]) -> bool:
+    """Whether the second tensor of a convolution is a buffer or a constant."""
+    tensors = [value for value in operands if isinstance(value, Tensor)]
+    return len(tensors) > 1 and not isinstance(tensors[1], nn.Parameter) and flow_of(tensors[1]) is None
+
+
+def _keeps_axes(operands: Sequence[Any], flow: Flow) -> bool:
+    """Whether an operation's largest operand has all the axes that the flow's axis counts among."""
+    dims = {value.dim() for value in operands if isinstance(value, Tensor) and flow_of(value) is not None}
+    return len(dims) == 1
+
+
+def _moved_axis(function: Any, operands: Sequence[Any], axis: int | None) -> int | None:
+    """Where the channels stand behind a permutation; None where that is not known."""
+    x = next(value for value in operands if isinstance(value, Tensor))
+    numbers = [v % x.dim() for v in operands if isinstance(v, int) and not isinstance(v, bool)]
+    name = getattr(function, "__name__", "")
+    if axis is None:
+        return None
+    if name == "permute" and len(numbers) == x.dim():
+        return numbers.index(axis)
+    if name in ("transpose", "swapaxes") and len(numbers) == 2:
+        return {numbers[0]: numbers[1], numbers[1]: numbers[0]}.get(axis, axis)
+    if name == "flatten" and numbers and axis < numbers[0] and len(numbers) == 1:
+        return axis
+    return axis if name in ("roll", "chunk", "split", "channel_shuffle", "index_select") else None
 
 
 def _join(flows: Sequence[Flow]) -> Flow:
@@ -193,6 +249,7 @@ def _join(flows: Sequence[Flow]) -> Flow:
         behind=frozenset().union(*(f.behind for f in flows)),
         gate_layers=flows[0].gate_layers if len({f.gate_layers for f in flows}) == 1 else frozenset(),
         is_gate=all(f.is_gate for f in flows),
+        axis=flows[0].axis if len({f.axis for f in flows}) == 1 else None,
     )
 
 
@@ -240,9 +297,6 @@ def _note_shortcut(operands: Sequence[Any], findings: Findings) -> None:
     """Where the very tensor that a layer read is added to what became of its output."""
     tensors = [(value, flow_of(value)) for value in operands if isinstance(value, Tensor)]
     for value, flow in tensors:
-        if (
-            flow
-            and flow.layer
-            and any(other is findings.inputs.get(flow.layer) for other, _ in tensors if other is not value)
-        ):
-            findings.with_shortcut.add(flow.layer)
+        read = findings.inputs.get(flow.branch) if flow and flow.branch else None
+        if flow and flow.branch and any(other is read for other, _ in tensors if other is not value):
+            findings.with_shortcut.add(flow.branch)

@@ -39,6 +39,10 @@ class Plan:
                 f"{type(self.model).__name__} is a layer itself; use its binary twin's from_float, or pass its parent"
             )
         self.modules = dict(self.model.named_modules())
+        self.names: dict[nn.Module, list[str]] = {}
+        """Every name of each module; a shared one has several, and stands in `modules` under its first."""
+        for name, module in self.model.named_modules(remove_duplicate=False):
+            self.names.setdefault(module, []).append(name)
         self.bytes_before = 4 * sum(p.numel() for p in self.model.parameters())
         try:
             self.probe = probe(self.model, self.example_input)
@@ -59,7 +63,7 @@ class Plan:
             self.warnings.append(text)
 
     def _check_patterns(self) -> None:
-        known = [n for n, m in self.modules.items() if is_weight_layer(m) or is_activation(m)]
+        known = [n for m, names in self.names.items() if is_weight_layer(m) or is_activation(m) for n in names]
         for pattern in self.config.overrides:
             if not any(matches(pattern, name) for name in known):
                 raise ValueError(
@@ -70,7 +74,7 @@ class Plan:
         """The configuration of one module, its overrides applied; None where the last match is null."""
         config: BinaryConfig | None = self.config
         for pattern, override in self.config.overrides.items():
-            if matches(pattern, name):
+            if any(matches(pattern, alias) for alias in self.names[self.modules[name]]):
                 config = None if override is None else (config or self.config).overridden(override)
         return config
 
@@ -81,12 +85,20 @@ class Plan:
     def report(self) -> BinarizationReport:
         """The rows in the order of the module tree, and the totals; of a model that is binary by now."""
         rows = tuple(self.rows[name] for name in self.modules if name in self.rows)
-        binary_weights = {id(m.weight): m.weight for m in self.replacements.values() if isinstance(m, BinaryLayer)}
-        binary_parameters = sum(weight.numel() for weight in binary_weights.values())
+        layers = [m for m in self.replacements.values() if isinstance(m, BinaryLayer)]
+        of_float_layers = {
+            id(m.weight)
+            for m in self.model.modules()
+            if is_weight_layer(m) and not isinstance(m, BinaryLayer)
+            if hasattr(m, "weight")
+        }
+        weights = {id(m.weight): m.weight for m in layers if id(m.weight) not in of_float_layers}
+        computed = [m for m in layers if m.weight_binarizer.has_scale and not list(m.weight_binarizer.parameters())]
         return BinarizationReport(
             rows,
             sum(p.numel() for p in self.model.parameters()),
-            binary_parameters,
+            sum(weight.numel() for weight in weights.values()),
+            sum(m.weight.shape[0] for m in computed),
             self.bytes_before,
             tuple(self.notes),
         )

@@ -12,6 +12,7 @@ from design_lightning.surgery.bare_norms import with_companion
 from design_lightning.surgery.config import BinaryConfig
 from design_lightning.surgery.float_activations import ACTIVATION_NORMS, is_activation
 from design_lightning.surgery.float_layers import is_weight_layer
+from design_lightning.surgery.flow import A_FUNCTION
 from design_lightning.surgery.plan import Plan
 from design_lightning.surgery.probe import Probe
 from design_lightning.surgery.report import Row
@@ -49,45 +50,50 @@ def _reaching(plan: Plan) -> set[str]:
 
 def _decide_activation(plan: Plan, name: str, module: nn.Module, reaching: set[str]) -> None:
     before = type(module).__name__
-    config = plan.config_of(name) or plan.config
+    config = plan.config_of(name)
     if name not in reaching:
         plan.rows[name] = Row(name, before, before, "reaches none", "its output reaches no binarizer")
+    elif config is None:
+        plan.rows[name] = Row(name, before, before, "kept", "an override leaves it")
     elif config.companion == "keep":
         plan.rows[name] = Row(name, before, before, "kept", "companion: keep")
     else:
-        companion = _companion(plan, name, config)
-        after = type(companion).__name__
-        plan.companions[name] = after
+        companion, instead = _companion(plan, name, config)
+        after = plan.companions[name] = type(companion).__name__
         if isinstance(module, ACTIVATION_NORMS):
             companion = with_companion(module, companion)
             after = f"{type(companion).__name__} + {after}"
         plan.replacements[module] = companion
-        plan.rows[name] = Row(name, before, after, "companion", "its output reaches a binarizer")
+        plan.rows[name] = Row(name, before, after, "companion", f"its output reaches a binarizer{instead}")
 
 
-def _companion(plan: Plan, name: str, config: BinaryConfig) -> nn.Module:
-    companion = cast(CompanionName, config.companion)
-    if companion in ("hardtanh", "identity"):
-        return make_companion(companion, 0, "NCHW")
-    shapes = plan.probe.activations[name] if plan.probe else []
-    layout: Layout = "NHWC" if shapes and (len(shapes[0]) != 4 or _is_channels_last(plan, shapes[0])) else "NCHW"
-    channels = {shape[1] if layout == "NCHW" else shape[-1] for shape in shapes}
-    if len(channels) != 1:
-        seen = f"inputs of {sorted(channels)} channels" if channels else "no input in a probing forward"
-        raise ValueError(f"{name}: companion {companion!r} has parameters per channel, but saw {seen}; use 'hardtanh'")
-    reference = next(plan.model.parameters())
-    return make_companion(companion, channels.pop(), layout).to(reference.device, reference.dtype)
+def _companion(plan: Plan, name: str, config: BinaryConfig) -> tuple[nn.Module, str]:
+    """The companion of an activation, and in words why it is another than the configuration's, if it is."""
+    wanted = cast(CompanionName, config.companion)
+    if wanted in ("hardtanh", "identity"):
+        return make_companion(wanted, 0, "NCHW"), ""
+    calls = plan.probe.activations.get(name, []) if plan.probe else []
+    places = {_channels_and_layout(shape, axis) for shape, axis in calls}
+    if len(places) == 1 and None not in places:
+        channels, layout = cast(tuple[int, Layout], places.pop())
+        reference = next(plan.model.parameters())
+        return make_companion(wanted, channels, layout).to(reference.device, reference.dtype), ""
+    if not calls:
+        seen = "the probe did not see it"
+    elif None in places:
+        seen = f"where its channels stand in {list(calls[0][0])} is not known"
+    else:
+        seen = f"it is shared by {sorted({place[0] for place in places if place})} channels"
+    return make_companion("hardtanh", 0, "NCHW"), f"; {seen}, so no {wanted}, which has parameters per channel"
 
 
-def _is_channels_last(plan: Plan, shape: tuple[int, ...]) -> bool:
-    """Whether an image tensor is [B, H, W, C]: where the network's linear layers take such tensors."""
-    calls = plan.probe.layers.items() if plan.probe else ()
-    linear = {
-        call.input_shape[-1]
-        for n, call in calls
-        if isinstance(plan.modules[n], nn.Linear) and len(call.input_shape) == 4
-    }
-    return shape[-1] in linear
+def _channels_and_layout(shape: tuple[int, ...], axis: int | None) -> tuple[int, Layout] | None:
+    """How many channels an activation's input has, and which layout of a companion fits; None where none does."""
+    if len(shape) == 2:
+        return shape[1], "NHWC"
+    if axis == len(shape) - 1:
+        return shape[-1], "NHWC"
+    return (shape[1], "NCHW") if axis == 1 and len(shape) == 4 else None
 
 
 def check_binarizers(plan: Plan) -> None:
@@ -96,6 +102,12 @@ def check_binarizers(plan: Plan) -> None:
         return
     _check_one_sided(plan, plan.probe)
     _check_clipped(plan, plan.probe)
+    functions = {s for n in plan.binary for s in plan.probe.layers[n].flow.sources if s.startswith(A_FUNCTION)}
+    if functions:
+        plan.note(
+            f"float activations that are no modules, and so stay, reach binarizers: {', '.join(sorted(functions))}",
+            warn=False,
+        )
 
 
 def _check_one_sided(plan: Plan, probe: Probe) -> None:

@@ -1,6 +1,7 @@
 """Which layers become binary, and the binary layer that each becomes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from design_lightning.binary import (
 )
 from design_lightning.binary.activations import Layout
 from design_lightning.surgery.config import BinaryConfig
-from design_lightning.surgery.downsampling import AveragePooledConv2d, is_strided_projection
+from design_lightning.surgery.downsampling import average_pooled
 from design_lightning.surgery.float_layers import binary_twin, in_channels, is_weight_layer, weight_count, why_no_twin
 from design_lightning.surgery.plan import Plan
 from design_lightning.surgery.probe import LayerCall
@@ -58,11 +59,13 @@ def _decide_layer(plan: Plan, name: str, layer: nn.Module) -> None:
         )
         return _leave(plan, name, layer, "not called", by)
     rule = find_rule(name, layer, plan.facts, config.skip_rules)
-    if rule and rule[0] == "downsample" and config.downsample == "avgpool" and is_strided_projection(layer):
-        plan.replacements[layer] = AveragePooledConv2d.from_conv(layer)
-        after = AveragePooledConv2d.__name__
-        plan.rows[name] = _row(plan, name, layer, after, "downsample", f"{rule[1]}: average pool and 1x1")
-        return None
+    if rule and rule[0] == "downsample" and config.downsample == "avgpool":
+        pooled = average_pooled(layer)
+        if pooled is not None:
+            plan.replacements[layer] = pooled
+            words = f"{rule[1]}: average pool and 1x1"
+            plan.rows[name] = _row(plan, name, layer, type(pooled).__name__, "downsample", words)
+            return None
     if rule:
         return _leave(plan, name, layer, *rule)
     return _make_binary(plan, name, layer, twin, config)
@@ -106,17 +109,18 @@ def _make_binary(plan: Plan, name: str, layer: nn.Module, twin: type[BinaryLayer
     if config.padding_value != 0 and getattr(layer, "padding_mode", "zeros") != "zeros":
         words += f", padding stays {layer.padding_mode}"
     if config.shortcut == "bireal" and isinstance(layer, nn.Conv2d):
-        norm, shortcut_in_words = shortcut_place(name, plan.probe)
+        end, shortcut_in_words = shortcut_place(name, plan.probe)
         words += f", {shortcut_in_words}"
-        if norm is not None:
-            plan.shortcuts[name] = norm
+        if end is not None:
+            plan.shortcuts[name] = end
     elif config.shortcut == "bireal":
         words += ", no shortcut: not a convolution"
-    plan.rows[name] = _row(plan, name, layer, type(binary).__name__, "binary", words)
+    row = _row(plan, name, layer, type(binary).__name__, "binary", words)
+    plan.rows[name] = replace(row, binary_macs=0 if activation is None else row.macs)
 
 
 def _activation(plan: Plan, name: str, layer: nn.Module, config: BinaryConfig) -> BinaryActivation | None:
-    if config.activation in (None, "none"):
+    if config.activation == "none":
         return None
     channels = in_channels(layer)
     layout: Layout = "NHWC" if isinstance(layer, nn.Linear) else "NCHW"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from design_lightning._names import in_a_line
 from design_lightning.surgery.float_activations import ACTIVATION_NORMS, GATE_MODULES, is_activation, is_one_sided
 from design_lightning.surgery.float_layers import is_weight_layer, multiply_accumulates
 from design_lightning.surgery.flow import (
@@ -18,12 +19,14 @@ from design_lightning.surgery.flow import (
     Flow,
     after,
     after_activation,
+    after_assignment,
     after_gate,
     after_layer,
     flow_of,
     set_flow,
 )
-from design_lightning.surgery.fused_bias import qkv_layers_called
+from design_lightning.surgery.traceless import forward_without_trace
+from design_lightning.surgery.uncalled import layers_called
 
 
 @dataclass
@@ -33,11 +36,13 @@ class LayerCall:
     Args:
         flow: what is known of its input.
         input_shape: the input's shape, of the last call.
+        output_shape: the output's, of the last call.
         macs: multiply-accumulates of all calls together, over the whole batch.
     """
 
     flow: Flow
     input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...] = ()
     macs: int = 0
 
 
@@ -47,15 +52,15 @@ class Probe:
 
     Args:
         layers: every weight layer that was called, in the order of the first call.
-        activations: every activation module that was called, with the shapes of its inputs.
+        activations: every activation module that was called, with the shape of each input and the axis of its channels.
         users: weight layers whose weight a function used without a call of the layer, and the module in which that happened.
-        findings: the layers that turned out to be gates, or projections of a shortcut.
+        findings: what the operations revealed about layers.
         input_shape: the shape of the input; its first number is the batch.
     """
 
     input_shape: tuple[int, ...]
     layers: dict[str, LayerCall] = field(default_factory=dict)
-    activations: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    activations: dict[str, list[tuple[tuple[int, ...], int | None]]] = field(default_factory=dict)
     users: dict[str, str] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
 
@@ -65,7 +70,7 @@ class ProbeError(RuntimeError):
 
 
 def probe(model: nn.Module, example_input: Tensor | Sequence[int] | None = None) -> Probe:
-    """Runs the model once, in eval mode and without gradients, and returns what it saw. The model is left as it was.
+    """Runs the model once, in eval mode and without gradients, and returns what it saw.
 
     The first try is on a copy without storage (`meta` tensors: shapes, no arithmetic); where an operation of the model
     does not go there, the second is on the model itself. Hooks of the model run in it, as in any forward.
@@ -77,12 +82,8 @@ def probe(model: nn.Module, example_input: Tensor | Sequence[int] | None = None)
     Raises:
         ProbeError: if no forward went through.
     """
-    shapes = (
-        [tuple(example_input.shape if isinstance(example_input, Tensor) else example_input)]
-        if example_input is not None
-        else []
-    )
-    with qkv_layers_called(model):
+    shapes = [] if example_input is None else [_shape(example_input)]
+    with layers_called(model):
         return _first_that_goes_through(model, shapes or candidate_shapes(model), example_input)
 
 
@@ -95,16 +96,34 @@ def _first_that_goes_through(
             try:
                 if where == "meta":
                     twin = _meta_twin(model)
-                    return _watched_forward(twin, torch.empty(shape, device="meta", dtype=_dtype(model)))
-                given = example_input if isinstance(example_input, Tensor) else torch.randn(shape)
-                return _watched_forward(model, given.detach().to(_device(model), _dtype(model)))
+                    kind = example_input.dtype if isinstance(example_input, Tensor) else torch.float32
+                    kind = _dtype(model) if kind.is_floating_point else kind
+                    return _watched_forward(twin, torch.empty(shape, device="meta", dtype=kind))
+                return _watched_forward(model, example_batch(model, example_input, shape))
             except Exception as error:  # whatever a foreign forward may raise
-                failures.append(
-                    f"{list(shape)} on {where}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                )
+                failures.append(f"{list(shape)} on {where}: {in_a_line(error)}")
             if _device(model).type == "meta":
                 break
     raise ProbeError("; ".join(failures) or "no input shape could be guessed")
+
+
+def _shape(example_input: Tensor | Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(example_input, Tensor | Sequence):
+        raise ValueError(
+            f"example_input {example_input!r} is neither a batch nor the shape of one, such as (2, 3, 224, 224)"
+        )
+    shape = tuple(example_input.shape if isinstance(example_input, Tensor) else example_input)
+    if not shape or not all(isinstance(size, int) and size > 0 for size in shape):
+        raise ValueError(f"example_input has the shape {list(shape)}; every size must be a number above 0")
+    return shape
+
+
+def example_batch(model: nn.Module, example_input: Tensor | Sequence[int] | None, shape: tuple[int, ...]) -> Tensor:
+    """A batch where the model is: the one given, or random numbers, which leave the global generators alone."""
+    if not isinstance(example_input, Tensor):
+        example_input = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    dtype = _dtype(model) if example_input.is_floating_point() else example_input.dtype
+    return example_input.detach().to(_device(model), dtype)
 
 
 def candidate_shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
@@ -144,22 +163,11 @@ def _meta_twin(model: nn.Module) -> nn.Module:
 
 def _watched_forward(model: nn.Module, x: Tensor) -> Probe:
     watch = _Watch(model, Probe(tuple(x.shape)))
-    set_flow(x, Flow(from_input=True))
-    with _eval_mode(model), watch.hooks(), torch.no_grad(), watch:
+    set_flow(x, Flow(from_input=True, axis=1 if x.dim() > 2 else None))
+    with forward_without_trace(model), watch.hooks(), watch:
         model(x)
     watch.seen.findings.inputs.clear()
     return watch.seen
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @dataclass(frozen=True)
@@ -193,6 +201,8 @@ class _Watch(TorchFunctionMode):
             self._note_user(operands, inside)
         flow = None if self.opaque else after(func, operands, inside, self.seen.findings)
         result = func(*args, **kwargs)
+        if func is Tensor.__setitem__:
+            after_assignment(args[0], args[2])
         if flow is not None and isinstance(result, Tensor | list | tuple):
             set_flow(result, replace(flow, gate_layers=frozenset()) if _is_pooled(result, operands) else flow)
         return result
@@ -224,9 +234,8 @@ class _Watch(TorchFunctionMode):
             if x is None:
                 return
             if is_activation(module):
-                if isinstance(module, ACTIVATION_NORMS) and frame.flow.layer and frame.flow.norm is None:
-                    self.seen.findings.norms[frame.flow.layer] = (name, tuple(x.shape))
-                self.seen.activations.setdefault(name, []).append(tuple(x.shape))
+                self.seen.activations.setdefault(name, []).append((tuple(x.shape), frame.flow.axis))
+            self._note_norm(name, module, frame.flow)
             if is_weight_layer(module):
                 call = self.seen.layers.setdefault(name, LayerCall(frame.flow, tuple(x.shape)))
                 call.input_shape = tuple(x.shape)
@@ -234,6 +243,11 @@ class _Watch(TorchFunctionMode):
                 self.seen.findings.inputs[name] = x
 
         return hook
+
+    def _note_norm(self, name: str, module: nn.Module, flow: Flow) -> None:
+        """Where a weight layer's own output enters a norm module: behind that, a shortcut around the layer may end."""
+        if flow.layer and flow.norm is None and name and _is_norm(module):
+            self.seen.findings.norms.setdefault(flow.layer, name)
 
     def _leaving(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         frame = self.stack.pop()
@@ -246,8 +260,11 @@ class _Watch(TorchFunctionMode):
             set_flow(output, replace(flow, norm=None) if isinstance(module, ACTIVATION_NORMS) else flow)
         elif is_weight_layer(module) and frame.x is not None:
             first = output[0] if isinstance(output, tuple) else output
-            self.seen.layers[frame.name].macs += multiply_accumulates(module, frame.x, first)
-            set_flow(output, after_layer(frame.flow, frame.name, _is_one_pixel(frame.x)))
+            call = self.seen.layers[frame.name]
+            call.macs += multiply_accumulates(module, frame.x, first)
+            call.output_shape = tuple(first.shape)
+            axis = first.dim() - 1 if isinstance(module, nn.Linear) else 1 if first.dim() > 1 else None
+            set_flow(output, after_layer(frame.flow, frame.name, _is_one_pixel(frame.x), axis))
 
 
 def _unrolled(values: Sequence[Any]) -> list[Any]:
@@ -269,6 +286,15 @@ def _both(first: Flow, second: Flow) -> Flow:
         from_input=first.from_input or second.from_input,
         behind=first.behind | second.behind,
         norm=first.norm if first.norm == second.norm else None,
+        axis=first.axis if first.axis == second.axis else None,
+    )
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm, perhaps with an activation inside: it has a scale per channel, and no layer in it."""
+    known = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, *ACTIVATION_NORMS)
+    return isinstance(module, known) or (
+        "norm" in type(module).__name__.lower() and not any(is_weight_layer(inner) for inner in module.modules())
     )
 
 

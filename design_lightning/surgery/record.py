@@ -1,6 +1,6 @@
 """What a binarized model remembers of its surgery: enough to do the same to another float network of its kind."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -16,10 +16,12 @@ class SurgeryRecord:
     Args:
         config: the configuration.
         input_shape: that of the probe's batch; None where no probing forward went through.
+        shortcuts: from each layer with a shortcut of surgery's to the module behind which it ends.
     """
 
     config: BinaryConfig
     input_shape: tuple[int, ...] | None
+    shortcuts: dict[str, str] = field(default_factory=dict)
 
 
 def record_surgery(model: nn.Module, record: SurgeryRecord) -> None:

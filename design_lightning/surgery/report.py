@@ -21,7 +21,8 @@ class Row:
             `no twin`, `not called`, `kept`, `reaches none`.
         reason: the rule in words.
         parameters: latent weights if it is binary now, else float weights (biases and norms apart).
-        macs: multiply-accumulates an image; binary operations if it is binary now. 0 where no probe went through.
+        macs: multiply-accumulates an image, the products of two streams in an attention apart. 0 where no probe went through.
+        binary_macs: how many of them are binary operations, of +-1 by +-1, in stage `both`.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Row:
     reason: str = ""
     parameters: int = 0
     macs: int = 0
+    binary_macs: int = 0
 
     @property
     def is_binary(self) -> bool:
@@ -46,6 +48,7 @@ class BinarizationReport:
         rows: in the order of the module tree.
         parameters: all parameters of the model after surgery.
         binary_parameters: how many of them are 1-bit weights; a tied weight counts once.
+        scales: how many factors the weight binarizers compute, one an output channel, which are no parameters.
         bytes_before: the size of the float32 parameters before.
         notes: what else a user should know: an impossible probe, a binarizer behind a kept ReLU, ...
     """
@@ -53,6 +56,7 @@ class BinarizationReport:
     rows: tuple[Row, ...]
     parameters: int
     binary_parameters: int
+    scales: int
     bytes_before: int
     notes: tuple[str, ...] = field(default=())
 
@@ -64,7 +68,7 @@ class BinarizationReport:
     @property
     def binary_macs(self) -> int:
         """Binary multiply-accumulates an image."""
-        return sum(row.macs for row in self.binary)
+        return sum(row.binary_macs for row in self.rows)
 
     @property
     def total_macs(self) -> int:
@@ -73,8 +77,8 @@ class BinarizationReport:
 
     @property
     def bytes_after(self) -> int:
-        """The size of the parameters with one bit a binary weight, and float32 for the rest."""
-        return -(-self.binary_parameters // 8) + 4 * (self.parameters - self.binary_parameters)
+        """The size with one bit a binary weight, and float32 for the rest and the scales."""
+        return -(-self.binary_parameters // 8) + 4 * (self.parameters - self.binary_parameters + self.scales)
 
     def totals(self) -> dict[str, Any]:
         """Counts and shares."""
@@ -87,6 +91,7 @@ class BinarizationReport:
             "macs": self.total_macs,
             "binary_macs": self.binary_macs,
             "binary_macs_share": self.binary_macs / max(self.total_macs, 1),
+            "scales": self.scales,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
         }

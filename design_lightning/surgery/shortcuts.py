@@ -9,29 +9,44 @@ from typing import Any
 from torch import Tensor, nn
 
 from design_lightning.surgery.probe import Probe
+from design_lightning.surgery.record import surgery_record
 
 
 class RealShortcut:
-    """Hooks that add a layer's real-valued input to the output of the norm behind it. No module, no parameter, no key."""
+    """Hooks that add a layer's real-valued input to its output, or to that of the norm behind it. No module, no parameter."""
 
     def __init__(self) -> None:
         self._input: Tensor | None = None
+        self._lost = 0
 
-    def attach(self, layer: nn.Module, norm: nn.Module) -> None:
-        """Puts the shortcut around `layer` and `norm`; in a norm with an activation inside, in front of the activation."""
+    def attach(self, layer: nn.Module, end: nn.Module) -> None:
+        """Puts the shortcut around `layer` and `end`, which may be the layer; in a norm with an activation, in front of that."""
         layer.register_forward_pre_hook(self._remember, with_kwargs=True)
-        act = getattr(norm, "act", None)
+        self.attach_end(end)
+
+    def attach_end(self, end: nn.Module) -> None:
+        """Hooks on where the shortcut ends."""
+        self._input, self._lost = None, 0
+        act = getattr(end, "act", None)
         if isinstance(act, nn.Module):
             act.register_forward_pre_hook(self._add_before)
         else:
-            norm.register_forward_hook(self._add_after)
+            end.register_forward_hook(self._add_after)
 
     def _remember(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._lost += self._input is not None
+        if self._lost > 1:  # once, a forward may have been interrupted
+            self._input, self._lost = None, 0
+            raise RuntimeError(
+                "the shortcut around a binary convolution was never added: the norm behind it was replaced after binarize_ (by "
+                "SyncBatchNorm?); call design_lightning.surgery.reattach_shortcuts_(model)"
+            )
         self._input = next(value for value in (*inputs, *named.values()) if isinstance(value, Tensor))
 
     def _take(self) -> Tensor:
-        x, self._input = self._input, None  # so that no activation outlives its forward
-        assert x is not None, "the norm of a shortcut ran before its convolution"
+        x, self._input, self._lost = self._input, None, 0  # so that no activation outlives its forward
+        if x is None:
+            raise RuntimeError("the norm of a shortcut ran before its convolution")
         return x
 
     def _add_before(self, act: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
@@ -41,24 +56,44 @@ class RealShortcut:
         return output + self._take()
 
 
+def reattach_shortcuts_(model: nn.Module) -> None:
+    """Hooks shortcuts on norms again that replaced those of the surgery, as `SyncBatchNorm.convert_sync_batchnorm` does."""
+    record = surgery_record(model)
+    for name, end in (record.shortcuts if record else {}).items():
+        shortcut = next(s for s in map(_shortcut_of, model.get_submodule(name)._forward_pre_hooks.values()) if s)
+        target = model.get_submodule(end)
+        inner = getattr(target, "act", None)
+        hooks = inner._forward_pre_hooks if isinstance(inner, nn.Module) else target._forward_hooks
+        if not any(_shortcut_of(hook) is shortcut for hook in hooks.values()):
+            shortcut.attach_end(target)
+
+
+def _shortcut_of(hook: Any) -> RealShortcut | None:
+    owner = getattr(hook, "__self__", None)
+    return owner if isinstance(owner, RealShortcut) else None
+
+
 def remove_shortcuts_(model: nn.Module) -> None:
     """Removes every `RealShortcut` of a model."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [k for k, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), RealShortcut)]:
+            for key in [k for k, hook in hooks.items() if _shortcut_of(hook)]:
                 del hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
 def shortcut_place(name: str, probe: Probe | None) -> tuple[str | None, str]:
-    """The norm behind which a layer's shortcut would end, or None; and why there is none."""
+    """The module behind which a layer's shortcut would end, its norm or itself, or None; and why there is none."""
     if probe is None:
         return None, "no shortcut: no probing forward went through"
     if name in probe.findings.with_shortcut:
         return None, "has a shortcut of its own"
-    if name not in probe.findings.norms:
-        return None, "no shortcut: no norm follows"
-    norm, shape = probe.findings.norms[name]
-    if shape != probe.layers[name].input_shape:
-        return None, f"no shortcut: {list(probe.layers[name].input_shape[1:])} becomes {list(shape[1:])}"
+    before, after = probe.layers[name].input_shape, probe.layers[name].output_shape
+    if before != after:
+        return None, f"no shortcut: {list(before[1:])} becomes {list(after[1:])}"
+    norm = probe.findings.norms.get(name)
+    if norm is None:
+        return name, "shortcut (no norm follows)"
+    if list(probe.findings.norms.values()).count(norm) > 1:
+        return None, "no shortcut: other layers share the norm that follows"
     return norm, "shortcut"

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, set_stage_
+from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, reattach_shortcuts_, set_stage_
 from design_lightning.training.backbone import create_backbone, load_weights_, read_checkpoint
 from design_lightning.training.batch_checks import check_batch
 from design_lightning.training.distillation import Distillation, Distiller
@@ -193,6 +193,10 @@ class DesignClassifier(LightningModule):
         if self._distiller is not None:
             self._distiller.remove()
             self._distiller = None
+
+    def on_fit_start(self) -> None:
+        """Keeps shortcuts where the strategy replaced batch norms by synchronised ones."""
+        reattach_shortcuts_(self.backbone)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] of images [B, C, H, W]."""

@@ -277,7 +277,7 @@ def test_binarizing_twice_or_a_compiled_model_raises() -> None:
     with pytest.raises(ValueError, match=r"binary already: 'layer1.0.conv1'"):
         dl.binarize_(model)
     compiled = torch.compile(make("resnet18"))
-    with pytest.raises(ValueError, match="binarize it first, then compile"):
+    with pytest.raises(ValueError, match="binarize first, then compile"):
         dl.binarize_(compiled)
 
 

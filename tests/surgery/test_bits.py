@@ -27,13 +27,15 @@ def test_small_input_takes_its_size_as_unit() -> None:
     model, x = Scaled(1e-3), torch.randn(64, 6)
     report = dl.binarize_(model, example_input=x)
     stream = model.stem(x) * 1e-3
-    size = stream.square().mean().sqrt()
+    size = stream.abs().mean() * (torch.pi / 2) ** 0.5
     assert torch.isclose(model.body.activation.unit, size)
     # A feature is an image of one pixel, so the kernel's first level is its threshold.
     bits = model.body.activation(stream)
     assert torch.equal(bits, torch.where(stream >= size * model.body.activation.levels[0, 0, 0], 1.0, -1.0))
     assert f"units of {size.item():.2g}" in report.binary[0].reason
-    assert any(note.startswith("1 DeSign reaches no threshold") and note.endswith(": body") for note in report.notes)
+    assert any(
+        note.startswith("1 DeSign hardly reached a threshold") and note.endswith(": body") for note in report.notes
+    )
 
 
 def test_input_of_the_usual_size_keeps_the_papers_thresholds() -> None:
@@ -47,7 +49,10 @@ def test_input_of_the_usual_size_keeps_the_papers_thresholds() -> None:
 )
 def test_binarizer_without_a_change_of_sign_is_named(options: dict[str, str], shift: float) -> None:
     model = Scaled(1.0, shift)
-    with pytest.warns(UserWarning, match="1 binarizer sees no change of sign on the probe's batch: body"):
+    with pytest.warns(
+        UserWarning,
+        match=r"1 binarizer saw .almost. no change of sign on the probe.s batch, less than 1% of the bits: body",
+    ):
         report = dl.binarize_(model, dl.BinaryConfig(**options), example_input=torch.randn(64, 6))
     assert len(report.notes) == 1
     if not options:
@@ -136,3 +141,37 @@ def test_failing_forward_is_said() -> None:
     with pytest.warns(UserWarning, match="signs were not looked at: RuntimeError: no kernel for this device"):
         report = dl.binarize_(OnlyOnMeta(), example_input=(2, 6))
     assert report.binary
+
+
+@pytest.mark.parametrize(("factor", "has_unit"), [(0.1, True), (0.15, True), (0.3, False)])
+def test_a_few_stray_bits_are_not_a_divided_input(factor: float, has_unit: bool) -> None:
+    class Normal(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x.repeat(1, 2)[:, :8] * self.factor))
+
+    model, x = Normal(factor), torch.randn(4096, 6)
+    report = dl.binarize_(model, dl.BinaryConfig(skip=["last"]), example_input=x)
+    assert ("units" in report.rows[1].reason) == has_unit
+    share = (model.body.activation(x.repeat(1, 2)[:, :8] * factor) == 1).float().mean()
+    assert share > (0.2 if has_unit else 0.01)
+
+
+class Once(Scaled):
+    """Its first forward fails late, its second goes through."""
+
+    def __init__(self) -> None:
+        super().__init__(1e-3)
+        self.stem = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        if self.stem[1].training and not x.is_meta:
+            raise RuntimeError("only in eval mode")
+        return out
+
+
+def test_units_of_a_failed_forward_are_forgotten_and_those_that_stay_are_said() -> None:
+    model = Once()
+    report = dl.binarize_(model, example_input=torch.randn(64, 6))
+    assert model.body.activation.unit != 1
+    assert f"units of {model.body.activation.unit.item():.2g}" in report.binary[0].reason

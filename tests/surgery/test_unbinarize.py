@@ -103,3 +103,41 @@ def test_folding_binary_layers_into_float_ones_is_refused(name: str) -> None:
     size = 224 if name == "levit_128s" else 64
     x = torch.randn(2, 3, size, size)
     assert torch.allclose(reparameterize_model(model)(x), model(x), atol=1e-2)
+
+
+def test_what_only_the_original_has_follows_the_model() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.PReLU(), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1))
+    dl.binarize_(model, example_input=(2, 3, 8, 8))
+    model.double()
+    dl.unbinarize_(model)
+    assert model(torch.randn(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
+    evo = build("test_efficientnet_evos")
+    dl.binarize_(evo)
+    evo.bfloat16()
+    dl.unbinarize_(evo)
+    assert {p.dtype for p in evo.parameters()} == {torch.bfloat16}
+
+
+def test_binarized_on_meta_and_given_storage_since() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("test_efficientnet_evos")
+    dl.binarize_(model)
+    source = timm.create_model("test_efficientnet_evos")
+    dl.binarize_(source)
+    model.to_empty(device="cpu")
+    model.load_state_dict(source.state_dict())
+    dl.unbinarize_(model)
+    assert not any(t.is_meta for t in model.state_dict().values())
+    model(torch.randn(2, 3, 64, 64))
+
+
+def test_handles_of_hooks_still_remove_them() -> None:
+    model = build("test_resnet")
+    calls: list[int] = []
+    dl.binarize_(model)
+    handle = model.layer1[0].conv1.register_forward_hook(lambda *_: calls.append(1))
+    dl.unbinarize_(model)
+    model(torch.randn(2, 3, 64, 64))
+    handle.remove()
+    model(torch.randn(2, 3, 64, 64))
+    assert len(calls) == 1
