@@ -109,8 +109,15 @@ class BinaryLayer(nn.Module):
         return {"stage": self.stage}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """The stage, from a state dict, which brings the scales that belong to it."""
-        self.stage = state["stage"]
+        """The stage, from a state dict, which brings the scales that belong to it.
+
+        Raises:
+            ValueError: if there is no such stage.
+        """
+        stage: Any = state.get("stage") if isinstance(state, dict) else state
+        if stage not in get_args(Stage):
+            raise ValueError(f"unknown stage {stage!r} in a state dict: use one of {', '.join(get_args(Stage))}")
+        self.stage = stage
 
 
 def _with_idle(value: Tensor, module: nn.Module) -> Tensor:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from design_lightning.cli import DEBUG, fail
 from design_lightning.commands.recipes import find_config
 from design_lightning.training import DesignTrainer
-from design_lightning.training.backbone import read_checkpoint
+from design_lightning.training.checkpoint_files import read_checkpoint
 
 LINKED = ("num_classes", "input_size", "class_names", "mean", "std")
 """What the model is told of the data."""

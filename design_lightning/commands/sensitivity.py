@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from design_lightning.commands.lightning import DesignCLI, run
-from design_lightning.training.backbone import read_checkpoint
+from design_lightning.training.checkpoint_files import read_checkpoint
 from design_lightning.training.trainer import DesignTrainer
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, reattach_shortcuts_, set_stage_
-from design_lightning.training.backbone import create_backbone, load_weights_, read_checkpoint
+from design_lightning.training.backbone import create_backbone, load_weights_
 from design_lightning.training.batch_checks import check_batch
+from design_lightning.training.checkpoint_files import read_checkpoint
 from design_lightning.training.distillation import Distillation, Distiller
 from design_lightning.training.gradient_checkpointing import batch_norm_statistics_kept, set_gradient_checkpointing_
 from design_lightning.training.groups import parameter_groups

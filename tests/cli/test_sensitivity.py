@@ -128,7 +128,7 @@ def test_overrides_of_the_configuration_are_in_the_block(
         (["--limit", "many"], 2, "limit: expected int, not 'many'"),
         (["--ckpt_path", "none.ckpt"], 1, "ckpt_path 'none.ckpt' does not exist"),
         (["--ckpt_path", "best"], 1, "ckpt_path 'best' is no file"),
-        (["--ckpt_path", "empty.ckpt"], 1, "ckpt_path 'empty.ckpt' is no checkpoint of a fit: it has no state_dict"),
+        (["--ckpt_path", "empty.ckpt"], 1, "ckpt_path 'empty.ckpt' is no checkpoint of an earlier run: it has no state_dict"),
         (["--ckpt_path", "other.ckpt"], 1, "ckpt_path 'other.ckpt' does not fit the model"),
         (["--model.binary", "null"], 1, "has no binary layer"),
     ],
