@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from design_lightning.callbacks._forward import images_of
+from design_lightning.data.sampling import ResumableLoader
 
 FEW = 64
 """Random generators are looked for in containers of at most so many elements: a longer one is data."""
@@ -72,7 +73,9 @@ def _training_loader(trainer: Trainer, pl_module: LightningModule) -> Iterable[A
 
 def _twin(loader: Iterable[Any]) -> Iterable[Any]:
     """A loader of the same batches. One that is not torch's own is asked for another iterator instead."""
-    if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
+    if not isinstance(loader, DataLoader):
+        return loader
+    if type(loader).__iter__ is not DataLoader.__iter__ and not isinstance(loader, ResumableLoader):
         return loader
     same = ("num_workers", "collate_fn", "worker_init_fn", "timeout", "multiprocessing_context", "prefetch_factor")
     options = {name: getattr(loader, name) for name in same}

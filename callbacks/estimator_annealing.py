@@ -21,7 +21,9 @@ class EstimatorAnnealing(Annealing):
 
         IR-Net (EDE)   name: temperature, start: 0.1,  end: 10,   path: geometric
         ReSTE          name: temperature, start: 1,    end: 3,    path: linear
-        ReCU           name: tau,         start: 0.85, end: 0.99, path: exponential
+        ReCU           name: tau,         start: 0.85, end: 0.99, path: exponential, every: epoch
+
+    The last step, or epoch, has the value `end`; the authors of IR-Net and ReCU go by epoch / epochs, and stop short of it.
 
     Logged as `estimator/temperature` or `estimator/tau`. Two of them, for activations and for weights, may run side by side.
 

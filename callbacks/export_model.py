@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -46,9 +47,11 @@ FORMATS = {
 class ExportModel(Callback):
     """At the end of `fit`, writes the best checkpoint's network, or the final one where no checkpoint was saved.
 
-    The best checkpoint is `best_model_path` of the first `ModelCheckpoint`. With an averaging callback a checkpoint holds the
-    average, and the final weights are the average. The first process alone writes. Whether the network can be exported is
-    found out before training, by exporting it as it is then to a folder that is deleted.
+    The best checkpoint is `best_model_path` of the first `ModelCheckpoint`. Where its layers are in other stages than at the end
+    of training, such as with real weights, the final weights are exported, and a warning says so. With an averaging callback a
+    checkpoint holds the average, and the final weights are the average. The first process alone writes, and with
+    `fast_dev_run` none. Whether the network can be exported is found out before training, by exporting it as it is then to a
+    folder that is deleted.
 
     Formats:
 
@@ -77,13 +80,21 @@ class ExportModel(Callback):
             self._write(pl_module, Path(folder) / "model")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # the Trainer sets it in a connector
+            return
         log_dir = trainer.log_dir  # asks the other processes, so all of them have to come here
         if not trainer.is_global_zero:
             return
         path = Path(self.path or Path(log_dir or trainer.default_root_dir) / "model")
         path.parent.mkdir(parents=True, exist_ok=True)
         best = _best_checkpoint(trainer)
-        with nullcontext() if best is None else _weights_of(best, trainer, pl_module):
+        checkpoint = None
+        if best is not None:
+            checkpoint = trainer.strategy.checkpoint_io.load_checkpoint(best, weights_only=True)
+            if other := _other_stage(checkpoint["state_dict"], pl_module.state_dict()):
+                warnings.warn(f"the best checkpoint, {best}, {other}: the final weights are exported", stacklevel=2)
+                best = checkpoint = None
+        with nullcontext() if checkpoint is None else _weights_of(checkpoint, trainer, pl_module):
             paths = self._write(pl_module, path)
         for written in paths:
             print(f"written: {written} ({best or 'final weights'})")
@@ -123,12 +134,21 @@ def _best_checkpoint(trainer: Trainer) -> str | None:
     return (checkpoint.best_model_path or None) if isinstance(checkpoint, ModelCheckpoint) else None
 
 
+def _other_stage(stored: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """How the stage of a layer differs between two state dicts; empty where none does."""
+    for key, state in own.items():
+        there = stored.get(key)
+        if isinstance(state, dict) and isinstance(there, dict) and there.get("stage") != state.get("stage"):
+            layer = key.removesuffix("._extra_state")
+            return f"has {layer} in stage {there.get('stage')!r}, the end of training in {state.get('stage')!r}"
+    return ""
+
+
 @contextmanager
-def _weights_of(path: str, trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+def _weights_of(checkpoint: dict[str, Any], trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
     """Inside, the module has the weights of a checkpoint; afterwards its own again."""
     own = copy.deepcopy(pl_module.state_dict())
     device = pl_module.device
-    checkpoint = trainer.strategy.checkpoint_io.load_checkpoint(path, weights_only=True)
     pl_module.on_load_checkpoint(checkpoint)
     try:
         pl_module.load_state_dict(checkpoint["state_dict"])

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 
 from design_lightning.callbacks._layers import chosen_layers, refuse_sharding
+from design_lightning.callbacks.two_stage_training import TwoStageTraining
 
 
 class LatentWeightClipping(Callback):
@@ -15,8 +16,9 @@ class LatentWeightClipping(Callback):
         w <- max(-bound, min(bound, w))
 
     A latent weight far from zero takes many steps to change its sign, and the size of it means nothing to the sign. Layers
-    whose weights are real in the present stage are left alone. Weights are clipped at the start of training, too: a
-    checkpoint that a signal wrote between a step and its clipping goes on as if nothing had happened.
+    whose weights are real in the present stage are left alone, and clipped when they become binary, before the first step with
+    them: a learned scale starts from the clipped weights. Weights are clipped at the start of training, too: a checkpoint that a
+    signal wrote between a step and its clipping goes on with what the clipping would have left.
 
     The bound is 1.0 in BinaryConnect (Courbariaux et al., NeurIPS 2015, arXiv:1511.00363), 1.25 in QuickNet (Bannink et
     al., "Larq Compute Engine", MLSys 2021, arXiv:2011.09398), and 1.5 in BNext (Guo et al., 2022, arXiv:2211.12933).
@@ -27,8 +29,8 @@ class LatentWeightClipping(Callback):
             all of them.
 
     Raises:
-        ValueError: if the bound is not positive, no binary layer matches, an averaging callback stands before this one, or
-            the strategy shards weights.
+        ValueError: if the bound is not positive, no binary layer matches, an averaging callback stands before this one or
+            `TwoStageTraining` behind it, or the strategy shards weights.
     """
 
     def __init__(self, bound: float = 1.0, layers: str | None = None) -> None:
@@ -37,6 +39,7 @@ class LatentWeightClipping(Callback):
         self.bound = float(bound)
         self.layers = layers
         self._step = 0
+        self._clipped: set[str] = set()
 
     @property
     def state_key(self) -> str:
@@ -54,9 +57,24 @@ class LatentWeightClipping(Callback):
                     "clipped yet: swap the two in the list of callbacks"
                 )
 
+        if any(isinstance(other, TwoStageTraining) for other in callbacks[callbacks.index(self) :]):
+            raise ValueError(
+                "TwoStageTraining stands behind LatentWeightClipping, so weights would be clipped a step after they become "
+                "binary: swap the two in the list of callbacks"
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._step = trainer.global_step
+        self._clipped = set()
         self._clip(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: D102
+        layers = chosen_layers(self, pl_module, self.layers)
+        new = {name for name, layer in layers.items() if layer.stage == "both"} - self._clipped
+        if new:
+            self._clip(pl_module)
+            for name in new:
+                layers[name].weight_binarizer.reset_scale(layers[name].latent_weight())
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -67,6 +85,7 @@ class LatentWeightClipping(Callback):
 
     @torch.no_grad()
     def _clip(self, pl_module: LightningModule) -> None:
-        for layer in chosen_layers(self, pl_module, self.layers).values():
+        for name, layer in chosen_layers(self, pl_module, self.layers).items():
             if layer.stage == "both":
                 layer.weight.clamp_(-self.bound, self.bound)
+                self._clipped.add(name)

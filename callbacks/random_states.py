@@ -19,10 +19,11 @@ class RandomStates(Callback):
 
     def __init__(self) -> None:
         self._to_set: dict[str, Any] | None = None
+        self._before_batch: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """One state for each process."""
-        own = _states()
+        """One state for each process; within a training step the one before it, since a resume repeats that step."""
+        own = _states() if self._before_batch is None else self._before_batch
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             gathered: list[Any] = [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(gathered, own)
@@ -33,16 +34,19 @@ class RandomStates(Callback):
         self._to_set = state_dict
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: D102
-        if self._to_set is None:
-            return
-        processes, self._to_set = self._to_set["processes"], None
-        if len(processes) != trainer.world_size:
-            rank_zero_warn(
-                f"the checkpoint has the random generators of {len(processes)} processes, this run has {trainer.world_size}: "
-                "they start anew, so the run differs from an undisturbed one"
-            )
-            return
-        _set_states(processes[trainer.global_rank])
+        if self._to_set is not None:
+            processes, self._to_set = self._to_set["processes"], None
+            if len(processes) == trainer.world_size:
+                _set_states(processes[trainer.global_rank])
+            else:
+                rank_zero_warn(
+                    f"the checkpoint has the random generators of {len(processes)} processes, this run has "
+                    f"{trainer.world_size}: they start anew, so the run differs from an undisturbed one"
+                )
+        self._before_batch = _states()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: D102
+        self._before_batch = None
 
 
 def _states() -> dict[str, Any]:

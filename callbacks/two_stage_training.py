@@ -7,10 +7,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from design_lightning.binary import DeSign, make_estimator
+from design_lightning.callbacks.kernel_annealing import KernelAnnealing
 from design_lightning.surgery import binary_layers, set_stage_
 from design_lightning.training.schedules import fraction_schedule
 from design_lightning.training.stages import TrainingStage
@@ -22,7 +23,11 @@ class TwoStageTraining(Callback):
     At the start of a stage the binary layers change, the optimizer forgets its momenta, weight decay changes, and the learning
     rate starts anew to end with the stage; see `TrainingStage`. The first optimizer step of a stage is the first with it:
     a stage never begins within an accumulation. What `ModelCheckpoint` and `EarlyStopping` took for the best begins anew with a
-    stage, so that the best checkpoint of a run is one of its last stage. A resumed run goes on within its stage.
+    stage, so that the best checkpoint of a run is one of its last stage.
+
+    A resumed run goes on within its stage, exactly, from any checkpoint that was written between two optimizer steps. What a
+    checkpoint does not hold: gradients that were accumulated by then, and the validation of an epoch whose checkpoint was
+    written right before it (`every_n_train_steps` at an epoch's end), which Lightning does not make up for.
 
     Martinez et al., "Training Binary Neural Networks with Real-to-Binary Convolutions", ICLR 2020, arXiv:2003.11535; two
     stages as in Liu et al., "ReActNet", ECCV 2020, arXiv:2003.03488.
@@ -31,26 +36,29 @@ class TwoStageTraining(Callback):
 
     Args:
         stages: the stages; null for `activations` until `switch`, then `both` without weight decay.
-        switch: of the two default stages: a number of epochs, a share of training below 1, or `plateau`.
+        switch: of the two default stages: a number of epochs, a share of training below 1, or `plateau`; null is 0.5.
         monitor: the metric of a plateau.
         mode: whether the metric is to grow (`max`) or to fall (`min`).
         patience: how many validations without a better value are a plateau.
 
     Raises:
         ValueError: if a stage is wrong, one that is not the last has no end or the last has one, stages end in no ascending
-            order, the module has no binary layer, or the scheduler cannot start anew.
+            order, the module has no binary layer, or the optimizer, the scheduler or another callback does not go with a
+            stage. All of it is known when training starts.
     """
 
     def __init__(
         self,
         stages: list[TrainingStage] | None = None,
-        switch: int | float | Literal["plateau"] = 0.5,
+        switch: int | float | Literal["plateau"] | None = None,
         monitor: str = "val/top1",
         mode: Literal["max", "min"] = "max",
         patience: int = 5,
     ) -> None:
         if stages is None:
-            stages = [TrainingStage("activations", until=switch), TrainingStage("both")]
+            stages = [TrainingStage("activations", until=0.5 if switch is None else switch), TrainingStage("both")]
+        elif switch is not None:
+            raise ValueError(f"switch={switch} is of the two default stages; with a list of stages set their `until`")
         if not stages:
             raise ValueError("stages is empty; leave it out for the two default ones")
         for number, stage in enumerate(stages, 1):
@@ -106,16 +114,25 @@ class TwoStageTraining(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes up the stage of a resume, or begins the first."""
         self._ends = self._resolve_ends(trainer)
-        for optimizer in trainer.optimizers:
-            if not self._is_resumed:
-                self._base_rates = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+        if not self._is_resumed:
+            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            self._base_rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
+        self._check(trainer, pl_module)
         if self._is_resumed:
             if self._without_gain >= self.patience:
                 self._ends[self._index] = trainer.global_step  # the plateau was found right before the checkpoint
-            self._set_network(pl_module)
+            self._set_estimator(pl_module)
             self._set_schedule_end(trainer)
         else:
             self._begin(trainer, pl_module, 0)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says so where training ended before its last stage."""
+        if self._index + 1 < len(self.stages):
+            rank_zero_warn(
+                f"training ended in stage {self._index + 1} of {len(self.stages)}, {self.stages[self._index].stage!r}: the network "
+                "is not what the last stage makes of it"
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begins the next stage, where this one is over."""
@@ -135,7 +152,11 @@ class TwoStageTraining(Callback):
                 f"TwoStageTraining waits for a plateau of {self.monitor!r}, which is not logged; logged: {known}"
             )
         now = float(value)
-        if self._best is None or (now > self._best if self.mode == "max" else now < self._best):
+        if (
+            self._best is None
+            or math.isnan(self._best)
+            or (now > self._best if self.mode == "max" else now < self._best)
+        ):
             self._best, self._without_gain = now, 0
         else:
             self._without_gain += 1
@@ -160,6 +181,10 @@ class TwoStageTraining(Callback):
                 end = round(stage.until * total)
             else:
                 end = stage.until * epoch
+            if end < 1:
+                raise ValueError(
+                    f"stage {number} ends at {stage.until} of training, before its first step; give it more"
+                )
             known = [e for e in ends if math.isfinite(e)]
             if known and number < len(self.stages) and end <= known[-1]:
                 raise ValueError(
@@ -191,23 +216,66 @@ class TwoStageTraining(Callback):
             f"learning rate {', '.join(rates)}"
         )
 
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Whether every stage can be had, so that no error comes days after the start."""
+        if any(stage.until == "plateau" for stage in self.stages) and not trainer.enable_validation:
+            raise ValueError("a stage waits for a plateau, but there is no validation; give it a number of epochs")
+        if any(stage.scale is not None for stage in self.stages):
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, KernelAnnealing):
+                    raise ValueError(
+                        "a stage sets the kernels' scale, which KernelAnnealing moves; leave one of the two out"
+                    )
+        activations = [layer.activation for layer in binary_layers(pl_module).values() if layer.activation is not None]
+        stateful = {type(a.estimator).__name__ for a in activations if a.estimator.state_dict()}
+        for number, stage in enumerate(self.stages, 1):
+            if stage.estimator is not None and stateful:
+                raise ValueError(
+                    f"stage {number} sets estimator {stage.estimator!r}, but the activations have {', '.join(sorted(stateful))}, "
+                    "which has a state in the checkpoint; begin with one without"
+                )
+            self._rates(number - 1)
+            if stage.weight_decay and not all(_has_weight_decay(optimizer) for optimizer in trainer.optimizers):
+                raise ValueError(
+                    f"stage {number} has weight_decay={stage.weight_decay}, but the optimizer has none; leave it out"
+                )
+        for config in trainer.lr_scheduler_configs:
+            warm_up = getattr(config.scheduler, "warm_up_steps", 0)
+            restarts = [
+                i for i, stage in enumerate(self.stages) if stage.restart_schedule and (i or stage.lr is not None)
+            ]
+            if fraction_schedule(config.scheduler) is None and any(stage.restart_schedule for stage in self.stages):
+                raise ValueError(
+                    f"the learning rate of a stage cannot start anew with {type(config.scheduler).__name__}; use CosineDecay, "
+                    "LinearDecay or StepDecay, no scheduler, or restart_schedule: false"
+                )
+            if warm_up and 0 in restarts:
+                raise ValueError(
+                    f"stage 1 has lr={self.stages[0].lr}, and a warm-up rises to the optimizer's; set the rate there"
+                )
+            if warm_up and self._in_units(trainer, config.interval, min(self._ends)) < warm_up:
+                raise ValueError(f"stage 2 begins at step {min(self._ends):g}, within the warm-up of {warm_up} steps")
+
     def _set_network(self, pl_module: LightningModule) -> None:
         stage = self.stages[self._index]
         layers = binary_layers(pl_module).values()
         if any(layer.stage != stage.stage for layer in layers):
             set_stage_(pl_module, stage.stage)
         for layer in layers:
-            activation = layer.activation
-            if stage.scale is not None and isinstance(activation, DeSign):
+            if stage.scale is not None and isinstance(layer.activation, DeSign):
                 with torch.no_grad():
-                    activation.scale.fill_(stage.scale)
-            if stage.estimator is not None and activation is not None:
-                if activation.estimator.state_dict():
-                    raise ValueError(
-                        f"stage {self._index + 1} sets estimator {stage.estimator!r}, but the activations have one with a state in "
-                        "the checkpoint; begin with one without"
+                    layer.activation.scale.fill_(stage.scale)
+        self._set_estimator(pl_module)
+
+    def _set_estimator(self, pl_module: LightningModule) -> None:
+        """The estimator of this stage, or of the last one before it that sets any; no checkpoint holds it."""
+        setting = [stage for stage in self.stages[: self._index + 1] if stage.estimator is not None]
+        if setting:
+            for layer in binary_layers(pl_module).values():
+                if layer.activation is not None:
+                    layer.activation.estimator = make_estimator(
+                        str(setting[-1].estimator), **setting[-1].estimator_args
                     )
-                activation.estimator = make_estimator(stage.estimator, **stage.estimator_args)
 
     def _set_weight_decay(self, optimizer: Optimizer) -> None:
         decay = self.stages[self._index].weight_decay
@@ -216,18 +284,14 @@ class TwoStageTraining(Callback):
         for group in optimizer.param_groups:
             if "weight_decay" in group and group.get("name") != "no_decay":
                 group["weight_decay"] = decay or 0.0
-        if decay and not any("weight_decay" in group for group in optimizer.param_groups):
-            raise ValueError(
-                f"stage {self._index + 1} has weight_decay={decay}, but {type(optimizer).__name__} has none; leave it out"
-            )
 
-    def _rates(self) -> list[float]:
-        rate = self.stages[self._index].lr
+    def _rates(self, index: int) -> list[float]:
+        rate = self.stages[index].lr
         if rate is None:
             return self._base_rates
         if len(set(self._base_rates)) > 1:
             raise ValueError(
-                f"stage {self._index + 1} has lr={rate}, but the optimizer's groups have rates of their own, {self._base_rates}; "
+                f"stage {index + 1} has lr={rate}, but the optimizer's groups have rates of their own, {self._base_rates}; "
                 "leave lr out"
             )
         return [rate] * len(self._base_rates)
@@ -238,35 +302,20 @@ class TwoStageTraining(Callback):
             return
         if not trainer.lr_scheduler_configs:
             for optimizer in trainer.optimizers:
-                for group, rate in zip(optimizer.param_groups, self._rates(), strict=True):
+                for group, rate in zip(optimizer.param_groups, self._rates(self._index), strict=True):
                     group["lr"] = rate
             return
         for config in trainer.lr_scheduler_configs:
             schedule = fraction_schedule(config.scheduler)
-            if schedule is None:
-                raise ValueError(
-                    f"the learning rate of stage {self._index + 1} cannot start anew with {type(config.scheduler).__name__}; use "
-                    "CosineDecay, LinearDecay or StepDecay, no scheduler, or restart_schedule: false"
-                )
-            warm_up = getattr(config.scheduler, "warm_up_steps", 0)
+            assert schedule is not None, "looked at when training started"
             if self._index == 0:
+                warm_up = getattr(config.scheduler, "warm_up_steps", 0)
                 schedule.total_steps = max(self._in_units(trainer, config.interval, self._phase_end()) - warm_up, 1)
                 if stage.lr is not None:
-                    self._restart(config.scheduler, schedule)
+                    schedule.restart(schedule.total_steps, self._rates(0))
                 continue
             steps = self._in_units(trainer, config.interval, self._phase_end() - trainer.global_step)
-            if warm_up and config.scheduler.last_epoch < warm_up:
-                raise ValueError(
-                    f"stage {self._index + 1} begins at step {trainer.global_step}, within the warm-up of {warm_up} steps"
-                )
-            schedule.restart(max(steps, 1), self._rates())
-
-    def _restart(self, scheduler: Any, schedule: Any) -> None:
-        if schedule is not scheduler:
-            raise ValueError(
-                f"stage 1 has lr={self.stages[0].lr}, and a warm-up rises to the optimizer's; set the rate there"
-            )
-        schedule.restart(schedule.total_steps, self._rates())
+            schedule.restart(max(steps, 1), self._rates(self._index))
 
     def _set_schedule_end(self, trainer: Trainer) -> None:
         """A resumed schedule ends as the configuration says, which may have more epochs than the checkpoint's."""
@@ -294,6 +343,11 @@ class TwoStageTraining(Callback):
             return int(steps)
         epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         return round(steps / epoch)
+
+
+def _has_weight_decay(optimizer: Optimizer) -> bool:
+    parts = [getattr(optimizer, name) for name in ("latent", "rest") if hasattr(optimizer, name)] or [optimizer]
+    return any("weight_decay" in part.defaults for part in parts)
 
 
 def _forget_the_best(trainer: Trainer) -> None:

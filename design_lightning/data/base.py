@@ -7,6 +7,7 @@ from typing import Any, TypeGuard, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
@@ -137,7 +138,6 @@ class ImageData(LightningDataModule, ABC):
             interpolation,
         )
         self._samples: dict[str, Samples] = {}
-        self._train_loader: ResumableLoader | None = None
         self._place: dict[str, Any] | None = None
 
     @abstractmethod
@@ -223,15 +223,25 @@ class ImageData(LightningDataModule, ABC):
             batches = TransformedBatches(samples, augmentation.train_transform(), self._pillow_mode)
         sampler = EpochSampler(batches, world, rank, self.seed)
         loader = self._loader(SeededBatches(batches, self.seed), sampler, rank, ResumableLoader, self.drop_last)
-        self._train_loader = cast(ResumableLoader, loader)
-        if self._place is not None:
-            self._train_loader.load_state_dict(self._place)
-            self._place = None
+        place, self._place = self._place, None
+        if place:
+            if place["batch_size"] != self.batch_size:
+                raise ValueError(
+                    f"the checkpoint stopped within an epoch of batches of {place['batch_size']}, this run has "
+                    f"{self.batch_size}; resume with the same batch_size, or from a checkpoint of an epoch's end"
+                )
+            cast(ResumableLoader, loader).start_behind(place["batches"])
         return loader
 
     def state_dict(self) -> dict[str, Any]:
-        """The place within the epoch. Lightning keeps a loader's, too, but loses it where a schedule counts the steps."""
-        return {} if self._train_loader is None else self._train_loader.state_dict()
+        """The place within a training epoch: how many of its batches are done."""
+        trainer = self.trainer
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            return {}
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        done = progress.processed
+        is_within = 0 < done < trainer.num_training_batches
+        return {"batches": done, "batch_size": self.batch_size} if is_within else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Has the next training loader go on from there."""

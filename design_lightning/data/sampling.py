@@ -57,38 +57,25 @@ class EpochSampler(DistributedSampler):
 
 
 class ResumableLoader(DataLoader):
-    """A loader over an `EpochSampler` whose place within an epoch is part of Lightning's checkpoints.
+    """A loader over an `EpochSampler` that can start within an epoch.
 
-    An iteration starts its workers at the first batch, not before: Lightning sets the epoch in between.
+    An iteration starts its workers at the first batch, not before: Lightning sets the epoch in between. Where a run stood
+    is kept by its data module, which knows how many batches were trained on; a loader knows only how many it handed out.
     """
 
-    _batches = 0
-
     def __iter__(self) -> Any:  # a generator; `DataLoader` declares its own iterator class
-        sampler = cast(EpochSampler, self.sampler)
-        batches = self._batches = getattr(sampler, "start", 0) // cast(int, self.batch_size)
-        for batch in super().__iter__():
-            batches += 1
-            self._batches = batches
-            yield batch
+        yield from super().__iter__()
 
-    def state_dict(self) -> dict[str, int]:
-        """The batches of this epoch that were handed out."""
-        return {"batches": self._batches, "batch_size": cast(int, self.batch_size)}
+    def start_behind(self, batches: int) -> None:
+        """Has the next iteration leave out so many batches."""
+        cast(EpochSampler, self.sampler).start = batches * cast(int, self.batch_size)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Has the next iteration start behind the batches of `state`; at the beginning if those were all.
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing; it tells Lightning that a run over this loader can be resumed within an epoch."""
+        return {}
 
-        Raises:
-            ValueError: if the state is of another batch size.
-        """
-        if state["batch_size"] != self.batch_size:
-            raise ValueError(
-                f"the checkpoint stopped within an epoch of batches of {state['batch_size']}, this run has {self.batch_size}; "
-                "resume with the same batch_size, or from a checkpoint of an epoch's end"
-            )
-        left_out = state["batches"] if state["batches"] < len(self) else 0
-        cast(EpochSampler, self.sampler).start = left_out * state["batch_size"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
 
 
 def stratified_split(

@@ -20,7 +20,7 @@ class Annealing(Callback):
     Args:
         start, end, path: the value's way; see `AnnealingPath`.
         begin: the share of training up to which the value is `start`.
-        until: the share of training from which the value is `end`.
+        until: the share of training from which the value is `end`; 1 is the last step, or epoch.
         every: whether it moves each optimizer `step` or each `epoch`.
 
     Raises:
@@ -66,7 +66,8 @@ class Annealing(Callback):
                 f"{type(self).__name__} goes by the share of training done, but training has no end; set trainer.max_epochs "
                 + ("or trainer.max_steps" if self.every == "step" else "or every: step")
             )
-        return self.way.value(min(max((done / total - self.begin) / (self.until - self.begin), 0.0), 1.0))
+        share = done / max(total - 1, 1)  # so that the last step, or epoch, has the value `end`
+        return self.way.value(min(max((share - self.begin) / (self.until - self.begin), 0.0), 1.0))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds the buffers."""

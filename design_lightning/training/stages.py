@@ -52,6 +52,10 @@ class TrainingStage:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name}={value} must not be negative")
+        if self.lr is not None and not self.restart_schedule:
+            raise ValueError(
+                f"lr={self.lr} needs restart_schedule: where the learning rate goes on, it has no new start"
+            )
         if self.estimator is not None:
             made = class_by_name(self.estimator, ESTIMATORS, Estimator, "estimator")(**self.estimator_args)
             if made.state_dict():

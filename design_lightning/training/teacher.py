@@ -77,7 +77,7 @@ def load_network(
     if is_file(name):
         from design_lightning.export import load  # which imports this package for a .ckpt
 
-        return load(name), _stored_normalisation(name)
+        return load(name, trust=True), _stored_normalisation(name)
     if channels not in (None, 3):
         arguments = {"in_chans": channels, **arguments}
     if pretrained and ":" not in name and not timm.is_model_pretrained(name.removeprefix("timm/")):

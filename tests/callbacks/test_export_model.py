@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import design_lightning as dl
 from design_lightning.callbacks import BatchNormRecalibration, BinaryWeightAveraging, ExportModel
-from design_lightning.surgery import binarize_
+from design_lightning.surgery import binarize_, binary_layers, set_stage_
 from design_lightning.training import DesignClassifier
 from design_lightning.training.batch_norm import recalibrate_batch_norm_
 
@@ -78,6 +78,28 @@ def test_the_best_checkpoint_is_exported_and_the_model_stays_as_it_is(
     assert f"written: {tmp_path}/out/network.safetensors ({checkpoint})" in capsys.readouterr().out.replace("\n", "")
     exported.eval()
     assert exported(IMAGES[:2]).shape == (2, 2)
+
+
+def test_a_checkpoint_of_another_stage_is_not_exported(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    class Binarize(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            set_stage_(pl_module, "both" if trainer.current_epoch else "activations")
+
+    model = classifier()
+    callbacks = (ExportModel(path=str(tmp_path / "network")), *best(), Binarize())
+    runner = trainer(*callbacks, max_epochs=2, enable_checkpointing=True)
+    with pytest.warns(
+        UserWarning, match=r"epoch=0.*in stage 'activations', the end of training in 'both': the final weights"
+    ):
+        runner.fit(model, data(), data())
+    exported = dl.load(tmp_path / "network.safetensors")
+    assert_same(tensors(exported), tensors(model.backbone))
+    assert {layer.stage for layer in binary_layers(exported).values()} == {"both"}
+
+
+def test_a_fast_dev_run_writes_nothing(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    trainer(ExportModel(path=str(tmp_path / "out" / "network")), fast_dev_run=True).fit(classifier(), data(), data())
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_a_checkpoint_the_final_weights_are_exported(

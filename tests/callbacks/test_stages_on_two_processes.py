@@ -76,7 +76,7 @@ def test_two_processes_stop_and_resume_exactly(tmp_path: Path) -> None:
     whole = run(tmp_path, "-1")
     (first, stages), (second, _) = whole
     assert [stage for stage, _ in stages] == ["activations"] * 6 + ["both"] * 6
-    assert [scale for _, scale in stages] == [round(step / 12, 4) for step in range(12)]
+    assert [scale for _, scale in stages] == [round(step / 11, 4) for step in range(12)]
     assert all(torch.equal(value, second[name]) for name, value in first.items() if isinstance(value, torch.Tensor))
     run(tmp_path, "5")
     resumed = run(tmp_path, "-1", "stopped.ckpt")

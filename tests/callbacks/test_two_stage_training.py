@@ -1,5 +1,6 @@
 """`TwoStageTraining`: what each stage sets, and that a run that was stopped anywhere ends with the same weights."""
 
+import contextlib
 import math
 import warnings
 from functools import partial
@@ -13,7 +14,14 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
 import design_lightning as dl
-from design_lightning.callbacks import RandomStates, TwoStageTraining
+from design_lightning.callbacks import (
+    BatchNormRecalibration,
+    BinaryWeightAveraging,
+    KernelAnnealing,
+    LatentWeightClipping,
+    RandomStates,
+    TwoStageTraining,
+)
 from design_lightning.data import FashionMNISTSubset
 from design_lightning.surgery import binary_layers
 from design_lightning.training import CosineDecay, LinearDecay
@@ -244,6 +252,71 @@ def test_other_binarizers_resume_as_exactly(tmp_path: Path, config: str) -> None
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+class StopWithin(StopAt):
+    """The same, before the step's backward pass."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        pass
+
+    def on_before_backward(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+
+def test_a_stop_within_a_step_repeats_that_step(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    # The forward before the stop counted in the running statistics of batch norm, which training does not read.
+    trained = [name for name in whole if "running" not in name and "num_batches" not in name]
+    for step in (5, 8):
+        run(tmp_path, StopWithin(step, tmp_path / f"{step}.ckpt"))
+        resumed = run(tmp_path, ckpt=tmp_path / f"{step}.ckpt", seed=9)
+        assert all(torch.equal(whole[name], resumed[name]) for name in trained)
+
+
+class StopBefore(Callback):
+    """Ends the run before an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def with_everything(
+    tmp_path: Path, epochs: int, ckpt: str | None = None, **options: Any
+) -> tuple[dict[str, Tensor], str]:
+    """Four epochs, or fewer, with validations, averaging, clipping and re-estimation; the weights, and the last checkpoint."""
+    module = classifier(scheduler=CosineDecay, optimizer=lambda groups: torch.optim.Adam(groups, lr=1e-2))
+    last = ModelCheckpoint(tmp_path, monitor="val/top1", mode="max", save_last=True, filename=f"best{epochs}")
+    callbacks = [
+        TwoStageTraining([TrainingStage("activations", until=2, estimator="ste"), TrainingStage("both")]),
+        LatentWeightClipping(0.5),
+        BatchNormRecalibration(2),
+        BinaryWeightAveraging(0.9, recalibration_batches=2),
+        RandomStates(),
+        StopBefore(epochs),
+        last,
+    ]
+    options = {"limit_val_batches": 1, **options}
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        trainer(tmp_path, *callbacks, epochs=4, **options).fit(module, data(), ckpt_path=ckpt)
+    return weights(module), last.last_model_path
+
+
+@pytest.mark.parametrize("options", [{}, {"limit_train_batches": 3}, {"val_check_interval": 2}])
+def test_the_last_checkpoint_of_a_run_with_everything(tmp_path: Path, options: dict[str, Any]) -> None:
+    whole, _ = with_everything(tmp_path, 4, **options)
+    for epochs in (1, 3):
+        (tmp_path / str(epochs)).mkdir()
+        _, path = with_everything(tmp_path / str(epochs), epochs, **options)
+        resumed, _ = with_everything(tmp_path / str(epochs), 4, path, **options)
+        differing = [name for name, value in whole.items() if not torch.equal(value, resumed[name])]
+        assert differing == []
+
+
 def test_workers_change_nothing(tmp_path: Path) -> None:
     whole = run(tmp_path)
     path = tmp_path / "stopped.ckpt"
@@ -287,6 +360,7 @@ def test_a_changed_list_of_stages_is_noticed(tmp_path: Path) -> None:
         ({"stage": "both", "estimator": "ede"}, "'ede' has a state in the checkpoint"),
         ({"stage": "both", "estimator": "stee"}, "unknown estimator 'stee'"),
         ({"stage": "both", "estimator_args": {"clip": 2}}, "need an estimator"),
+        ({"stage": "both", "lr": 1e-3, "restart_schedule": False}, "lr=0.001 needs restart_schedule"),
     ],
 )
 def test_wrong_stages_are_refused(arguments: dict[str, Any], message: str) -> None:
@@ -318,8 +392,53 @@ def test_what_does_not_fit_the_run_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, TwoStageTraining()).fit(classifier(binary=None), data())
     stateful = dl.BinaryConfig(estimator="ede")
     stages = [TrainingStage("activations", until=1), TrainingStage("both", estimator="ste")]
-    with pytest.raises(ValueError, match="the activations have one with a state"):
+    with pytest.raises(ValueError, match="the activations have EDE, which has a state"):
         trainer(tmp_path, TwoStageTraining(stages)).fit(classifier(binary=stateful), data())
+
+
+def test_errors_of_later_stages_come_before_the_first_step(tmp_path: Path) -> None:
+    def refused(message: str, *stages: TrainingStage, callbacks: tuple[Callback, ...] = (), **options: Any) -> None:
+        record = Record()
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path, TwoStageTraining(list(stages)), record, *callbacks).fit(classifier(**options), data())
+        assert record.steps == []
+
+    first = TrainingStage("activations", until=2)
+    rates = lambda groups: torch.optim.SGD([{**g, "lr": 0.1 / (i + 1)} for i, g in enumerate(groups)], lr=0.1)  # noqa: E731
+    refused("groups have rates of their own", first, TrainingStage("both", lr=1e-3), optimizer=rates, scheduler=None)
+    decay = TrainingStage("both", weight_decay=0.1)
+    refused(
+        "weight_decay=0.1, but the optimizer has none", first, decay, optimizer=lambda g: torch.optim.Rprop(g, lr=0.1)
+    )
+    refused("within the warm-up of 12 steps", first, TrainingStage("both"), scheduler=LinearDecay, warmup_epochs=3)
+    refused("KernelAnnealing moves", first, TrainingStage("both", scale=1.0), callbacks=(KernelAnnealing(),))
+    refused("before its first step", TrainingStage("activations", until=0.01), TrainingStage("both"))
+    refused("there is no validation", TrainingStage("activations", until="plateau"), TrainingStage("both"))
+    with pytest.raises(ValueError, match="switch=3 is of the two default stages"):
+        TwoStageTraining([TrainingStage("both")], switch=3)
+
+
+def test_a_run_that_ends_in_an_early_stage_says_so(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="training ended in stage 1 of 2, 'activations'"):
+        trainer(tmp_path, TwoStageTraining(switch=3), epochs=1).fit(classifier(), data())
+
+
+def test_weights_are_clipped_before_the_first_step_with_them(tmp_path: Path) -> None:
+    class Largest(Callback):
+        def __init__(self) -> None:
+            self.seen: list[tuple[str, float]] = []
+
+        def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+            layer = next(iter(binary_layers(pl_module).values()))
+            self.seen.append((layer.stage, float(layer.weight.abs().max())))
+
+    largest = Largest()
+    module = classifier(binary=dl.BinaryConfig(weight="learned"))
+    trainer(tmp_path, TwoStageTraining(), LatentWeightClipping(0.02), largest, epochs=2).fit(module, data())
+    assert max(size for stage, size in largest.seen if stage == "activations") > 0.1
+    assert max(size for stage, size in largest.seen if stage == "both") <= 0.02 + 1e-6
+    with pytest.raises(ValueError, match="TwoStageTraining stands behind LatentWeightClipping"):
+        trainer(tmp_path, LatentWeightClipping(), TwoStageTraining()).fit(classifier(), data())
 
 
 def test_a_run_that_ends_before_the_switch_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
