@@ -258,17 +258,18 @@ def _resolved(name: str, value: Any) -> Any:
 
 
 def _outcome(trainer: Trainer, folder: str) -> str:
-    """The last lines of `fit`: the best score, the checkpoint, the logs in `folder`, and the next command."""
+    """The last lines of `fit`: the best score, or the last one; the checkpoint, the logs in `folder`, and the next command."""
     checkpoint = trainer.checkpoint_callback
     path = getattr(checkpoint, "best_model_path", "") or getattr(checkpoint, "last_model_path", "")
     score = getattr(checkpoint, "best_model_score", None)
     monitor = getattr(checkpoint, "monitor", None)
-    if score is None:
-        score, monitor = trainer.callback_metrics.get("val/top1"), "val/top1"
+    which = "best"
+    if score is None:  # no checkpoint knows a best one
+        which, score, monitor = "last", trainer.callback_metrics.get("val/top1"), "val/top1"
     lines = []
     if score is not None:
         shown = f"{float(score):.2%}" if monitor and "top" in monitor else f"{float(score):.4f}"
-        lines.append(f"best {monitor}: {shown}")
+        lines.append(f"{which} {monitor}: {shown}")
     lines.append(f"checkpoint: {path or 'none was saved'}")
     lines.append(f"logs: {folder}")
     if path:

@@ -28,9 +28,9 @@ class SensitivityTrainer(DesignTrainer):
         datamodule: LightningDataModule,
         ckpt_path: str | None = None,
         limit: int | None = None,
-        recalibrate: int = 0,
+        recalibrate: int = 20,
         keep: int = 3,
-        by: Order = "loss",
+        by: Order | None = None,
         out: str | None = None,
         memory: float = 2.0,
         json: bool = False,
@@ -44,8 +44,9 @@ class SensitivityTrainer(DesignTrainer):
             ckpt_path: the checkpoint to measure; without one, the weights that the configuration starts from.
             limit: how many validation batches; all if not given. Each is looked at twice a layer.
             recalibrate: estimate batch norm anew on so many training batches for each measurement; 0 keeps the model's.
-            keep: how many layers the printed overrides leave float.
-            by: what they are ranked by: `loss`, by binarizing the layer alone, or `gain`, by leaving it float alone.
+            keep: how many layers the printed overrides leave float; fewer where fewer have a figure above one standard error.
+            by: what they are ranked by: `loss`, by binarizing the layer alone, or `gain`, by leaving it float alone; without
+                it by loss, or by gain where the float network is the worse one.
             out: the folder of the table and the picture; `sensitivity/` below default_root_dir if not given.
             memory: gigabytes that the batches may take; where they need more, they are read anew in each of the passes.
             json: print JSON in place of the table.
@@ -69,11 +70,12 @@ class SensitivityTrainer(DesignTrainer):
         backbone.to(self.strategy.root_device)
         batches, recalibration = self._read(model, datamodule, limit, recalibrate, memory)
         found = measure_sensitivity(backbone, batches, recalibration, _progress if sys.stderr.isatty() else None)
+        by = by or found.order
         others = getattr(getattr(model, "binary_config", None), "overrides", {})
         overrides = found.overrides_yaml(min(keep, len(found.rows)), by, others)
         folder = Path(out) if out is not None else Path(self.default_root_dir) / "sensitivity"
         _write(found, by, overrides, folder)
-        _print(found, by, overrides, folder, json)
+        _print(found, by, keep, overrides, folder, json)
 
     def _read(
         self, model: LightningModule, data: LightningDataModule, limit: int | None, recalibrate: int, memory: float
@@ -134,12 +136,16 @@ def _write(found: "Sensitivity", by: Order, overrides: str, folder: Path) -> Non
     found.draw(folder / "sensitivity.png", by)
 
 
-def _print(found: "Sensitivity", by: Order, overrides: str, folder: Path, json: bool) -> None:
+def _print(found: "Sensitivity", by: Order, keep: int, overrides: str, folder: Path, json: bool) -> None:
     if json:
         print(found.to_json())
         return
     from rich.console import Console
 
     Console(highlight=False).print(found.table(by))
-    print(f"\npaste below `binary:` of the configuration, and train:\n\n{overrides}")
+    clear = len(found.overrides(min(keep, len(found.rows)), by))
+    if clear:
+        print(f"\npaste below `binary:` of the configuration, and train:\n\n{overrides}")
+    if clear < keep:
+        print(f"\nlayers with a {by} above one standard error: {clear}, fewer than the {keep} asked for\n")
     print(f"written: sensitivity.png, .csv and .json, overrides.yaml, in {folder}")

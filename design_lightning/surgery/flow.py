@@ -289,7 +289,8 @@ def _note_projection(flows: Sequence[Flow], findings: Findings) -> None:
     if len(flows) != 2:
         return
     for short, long in (flows, flows[::-1]):
-        if short.layer and len(short.behind - long.behind) == 1 and len(long.behind - short.behind) > 1:
+        fork = short.behind & long.behind  # without one the short way is no stream's: a positional encoding, say
+        if short.layer and fork and len(short.behind - long.behind) == 1 and len(long.behind - short.behind) > 1:
             findings.shortcuts.add(short.layer)
 
 

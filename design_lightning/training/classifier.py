@@ -12,9 +12,18 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, reattach_shortcuts_, set_stage_
+from design_lightning.binary.weights import WEIGHT_BINARIZERS, IRNetWeight, ReCUWeight
+from design_lightning.surgery import (
+    BinarizationReport,
+    BinaryConfig,
+    binarize_,
+    binary_layers,
+    reattach_shortcuts_,
+    set_stage_,
+)
 from design_lightning.training.backbone import create_backbone, load_weights_
 from design_lightning.training.batch_checks import check_batch
+from design_lightning.training.bop import Bop
 from design_lightning.training.checkpoint_files import read_checkpoint
 from design_lightning.training.distillation import Distillation, Distiller
 from design_lightning.training.gradient_checkpointing import batch_norm_statistics_kept, set_gradient_checkpointing_
@@ -296,7 +305,11 @@ class DesignClassifier(LightningModule):
     # Optimization
 
     def configure_optimizers(self) -> Any:
-        """One optimizer over three parameter groups, and one scheduler that goes by optimizer steps."""
+        """One optimizer over three parameter groups, and one scheduler that goes by optimizer steps.
+
+        Raises:
+            ValueError: if the optimizer does not suit the latent weights, or the scheduler the trainer.
+        """
         groups = parameter_groups(self.backbone, self._latent_weight_decay)
         groups[-1]["params"] += [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
         optimizer: Optimizer = self._make_optimizer(groups)
@@ -306,4 +319,15 @@ class DesignClassifier(LightningModule):
                 f"latent_weight_decay is {self._latent_weight_decay}, but {type(latent).__name__} has no weight decay; "
                 "set it to null"
             )
+        if isinstance(latent, Bop):
+            self._check_weights_for_bop()
         return self._learning_rate.configure(optimizer, self.trainer)
+
+    def _check_weights_for_bop(self) -> None:
+        for name, layer in binary_layers(self.backbone).items():
+            if isinstance(layer.weight_binarizer, ReCUWeight | IRNetWeight):
+                kind = next(k for k, cls in WEIGHT_BINARIZERS.items() if type(layer.weight_binarizer) is cls)
+                raise ValueError(
+                    f"Bop trains the signs of weights, but {name} has weight: {kind}, which standardises them first, so that "
+                    "others are binarized: use sign, xnor or learned"
+                )

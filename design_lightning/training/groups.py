@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from design_lightning.binary import BinaryActivation, BinaryLayer, WeightBinarizer
 
 GROUPS = ("latent", "decay", "no_decay")
+LATENT = GROUPS[0]
 
 
 def parameter_groups(model: nn.Module, latent_weight_decay: float | None = None) -> list[dict[str, Any]]:

@@ -7,9 +7,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch.optim import Optimizer
 
-from design_lightning.training.groups import GROUPS
-
-LATENT = GROUPS[0]
+from design_lightning.training.groups import LATENT
 
 
 class PerGroupOptimizer(Optimizer):

@@ -28,6 +28,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from design_lightning.binary import BinaryLayer, Stage
 from design_lightning.surgery.stages import binary_layers
+from design_lightning.training.batch_norm import recalibrate_batch_norm_, running_batch_norms
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -81,31 +82,41 @@ class Sensitivity:
     batch_norm: str
     notes: tuple[str, ...] = field(default=())
 
-    def ranked(self, by: Order = "loss") -> list[LayerSensitivity]:
-        """The rows, the most sensitive first: by `loss` or by `gain`.
+    @property
+    def order(self) -> Order:
+        """What ranks the layers if nothing else is asked for: `loss`, or `gain` where the float network is the worse one."""
+        return "gain" if self.float_accuracy < self.binary_accuracy else "loss"
+
+    def ranked(self, by: Order | None = None) -> list[LayerSensitivity]:
+        """The rows, the most sensitive first: by `loss` or by `gain`, by `order` if not given.
 
         Raises:
             ValueError: if the order is neither.
         """
+        by = self.order if by is None else by
         if by not in get_args(Order):
             raise ValueError(f"unknown order {by!r}: use one of {', '.join(get_args(Order))}")
         return sorted(self.rows, key=lambda row: -getattr(row, by))
 
-    def overrides(self, keep: int, by: Order = "loss") -> dict[str, None]:
+    def overrides(self, keep: int, by: Order | None = None) -> dict[str, None]:
         """The `overrides` of a `BinaryConfig` that leave the `keep` most sensitive layers float.
+
+        They are fewer, or none, where fewer layers have a figure above one standard error.
 
         Raises:
             ValueError: if there are not so many.
         """
         if not 0 <= keep <= len(self.rows):
             raise ValueError(f"keep is {keep}, but there are {len(self.rows)} binary layers")
-        return dict.fromkeys(row.layer for row in self.ranked(by)[:keep])
+        by = self.order if by is None else by
+        clear = [row for row in self.ranked(by) if getattr(row, by) > getattr(row, f"{by}_error")]
+        return dict.fromkeys(row.layer for row in clear[:keep])
 
-    def overrides_yaml(self, keep: int, by: Order = "loss", others: Mapping[str, Any] | None = None) -> str:
+    def overrides_yaml(self, keep: int, by: Order | None = None, others: Mapping[str, Any] | None = None) -> str:
         """The same as a block to paste below `binary:`.
 
         Args:
-            keep: how many layers stay float.
+            keep: how many layers stay float at most.
             by: as in `ranked`.
             others: overrides that the configuration has already; they come first, since the last match wins.
         """
@@ -124,7 +135,7 @@ class Sensitivity:
             writer.writerow(names)
             writer.writerows([getattr(row, name) for name in names] for row in self.rows)
 
-    def table(self, by: Order = "loss") -> "RenderableType":
+    def table(self, by: Order | None = None) -> "RenderableType":
         """A rich table in points of accuracy, the most sensitive layer first, with what was measured below it."""
         from rich.console import Group
         from rich.table import Table
@@ -149,7 +160,7 @@ class Sensitivity:
             f"batch norm: {self.batch_norm}"
         )
 
-    def draw(self, path: str | Path, by: Order = "loss") -> None:
+    def draw(self, path: str | Path, by: Order | None = None) -> None:
         """Draws loss and gain as bars side by side, the most sensitive layer on top."""
         from matplotlib.figure import Figure
 
@@ -196,7 +207,7 @@ def measure_sensitivity(
         batches: of images and labels [B]; those with labels below 0 are left out. Something that can be read again in every
             pass, such as a list or a DataLoader that does not shuffle; see `hold_batches`.
         recalibration: training images [B, C, H, W], a tensor a batch, on which the statistics of batch norm are estimated anew
-            for each measurement; the model's own are used if not given.
+            for each measurement; the model's own are used if not given. Unused where no batch norm has any.
         progress: called with the number of passes done and to do.
 
     Raises:
@@ -209,6 +220,7 @@ def measure_sensitivity(
     if isinstance(batches, Iterator):
         raise ValueError("batches can be read only once; give a list of them, or a DataLoader")
     device = next(model.parameters()).device
+    has_batch_norm = bool(running_batch_norms(model))
     total = 2 * len(layers) + 2
     done = 0
 
@@ -216,9 +228,7 @@ def measure_sensitivity(
         nonlocal done
         for name, layer in layers.items():
             layer.stage = stages[name]  # not set_stage, which would start a learned scale anew
-        if recalibration is not None:
-            from design_lightning.training.batch_norm import recalibrate_batch_norm_
-
+        if recalibration is not None and has_batch_norm:
             recalibrate_batch_norm_(model, (images.to(device) for images in recalibration))
         hits = _hits(model, batches, device, what)
         done += 1
@@ -253,7 +263,9 @@ def measure_sensitivity(
                     gain_error=gain_error,
                 )
             )
-    if recalibration is None:
+    if not has_batch_norm:
+        batch_norm = "there is none with running statistics"
+    elif recalibration is None:
         batch_norm = "the statistics that the model has, in every measurement"
     else:
         batch_norm = f"estimated anew on {sum(map(len, recalibration)):,} training images for each measurement"
@@ -263,7 +275,7 @@ def measure_sensitivity(
         float_accuracy=_share(as_float),
         binary_accuracy=_share(as_binary),
         batch_norm=batch_norm,
-        notes=tuple(_notes(_share(as_float), _share(as_binary), recalibration is not None)),
+        notes=tuple(_notes(_share(as_float), _share(as_binary), recalibration is None and has_batch_norm)),
     )
 
 
@@ -359,13 +371,13 @@ def _difference(first: Tensor, second: Tensor) -> tuple[float, float]:
     return float(difference.mean()), error
 
 
-def _notes(as_float: float, as_binary: float, recalibrated: bool) -> Iterator[str]:
+def _notes(as_float: float, as_binary: float, keeps_statistics: bool) -> Iterator[str]:
     if as_float < as_binary:
         yield (
             "the float network is worse than the binary one: its latent weights were trained for their signs, so rank by "
-            "gain, not by loss"
+            "gain (the default here), not by loss"
         )
-    if not recalibrated:
+    if keeps_statistics:
         yield (
             "a batch norm's statistics fit the network in which they were estimated, and are off in the others; recalibrate to "
             "estimate them anew"

@@ -157,6 +157,19 @@ def test_fit_ends_with_the_best_accuracy_the_checkpoint_the_logs_and_the_next_co
     assert fitted.facts["next"].startswith("design-train test --config ")
 
 
+@pytest.mark.parametrize(("monitor", "which"), [(None, "last"), ("val/top1", "best")])
+def test_the_accuracy_is_called_best_where_a_checkpoint_monitors_it(
+    monitor: str | None, which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = {"class_path": "ModelCheckpoint", "init_args": {"monitor": monitor, "mode": "max"}}
+    callbacks = {"trainer": {"callbacks": [checkpoint]}}
+    Path("callbacks.yaml").write_text(yaml.safe_dump(callbacks), encoding="utf-8")
+    main([*FIT, "--config", "callbacks.yaml", "--trainer.max_epochs", "1", "--model.warmup_epochs", "0"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[-4:]] == [f"{which} val/top1", *FIELDS[1:]]
+
+
 def test_fit_leaves_checkpoints_the_configuration_and_the_metrics(fitted: Run) -> None:
     assert {path.name for path in (fitted.logs / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     config = yaml.safe_load((fitted.logs / "config.yaml").read_text(encoding="utf-8"))

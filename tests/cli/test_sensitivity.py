@@ -41,11 +41,12 @@ def test_measures_a_checkpoint_and_writes_table_picture_and_overrides(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
-    main(of_run(fitted, "--limit", "2", "--keep", "2", "--out", "found"))
+    options = ("--limit", "2", "--keep", "2", "--recalibrate", "0", "--by", "loss", "--out", "found")
+    main(of_run(fitted, *options))
     output, error = capsys.readouterr()
     assert "random weights" not in error
     assert "top-1 on 32 images" in output
-    table = output.partition("paste below")[0]
+    table = output.partition("paste below")[0].partition("written:")[0]
     assert max(map(len, table.splitlines())) <= 80
     with Path("found/sensitivity.csv").open(newline="") as file:
         rows = {row["layer"]: row for row in csv.DictReader(file)}
@@ -55,11 +56,12 @@ def test_measures_a_checkpoint_and_writes_table_picture_and_overrides(
     with Path(fitted / "runs/quickstart/version_0/metrics.csv").open(newline="") as file:
         logged = [row["val/top1"] for row in csv.DictReader(file) if row["val/top1"]]
     assert stored["binary_accuracy"] == pytest.approx(float(logged[-1]))
-    block = yaml.safe_load(output.partition("and train:")[2].partition("written:")[0])
-    assert block == yaml.safe_load(Path("found/overrides.yaml").read_text())
-    worst = sorted(rows, key=lambda name: -float(rows[name]["loss"]))
-    lost = [float(rows[name]["loss"]) for name in block["overrides"]]
-    assert lost == [float(rows[name]["loss"]) for name in worst[:2]]
+    block = yaml.safe_load(Path("found/overrides.yaml").read_text())
+    if block["overrides"]:
+        assert all(f"  {name}: null" in output.partition("and train:")[2] for name in block["overrides"])
+    clear = [float(row["loss"]) for row in rows.values() if float(row["loss"]) > float(row["loss_error"])]
+    assert ("above one standard error" in output) == (len(clear) < 2)
+    assert [float(rows[name]["loss"]) for name in block["overrides"]] == sorted(clear, reverse=True)[:2]
     assert Path("found/sensitivity.png").stat().st_size > 10_000
 
 
@@ -67,13 +69,14 @@ def test_overrides_paste_into_a_configuration_that_trains(
     fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main(of_run(fitted, "--limit", "1", "--out", "found"))
+    main(of_run(fitted, "--limit", "4", "--recalibrate", "4", "--out", "found"))
     overrides = yaml.safe_load(Path("found/overrides.yaml").read_text())
+    kept = len(overrides["overrides"])
     Path("more.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"binary": overrides}}}))
     capsys.readouterr()
     steps = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--model.warmup_epochs", "0"]
     main(["fit", "--config", "quickstart", "--config", "more.yaml", *TINY, *steps])
-    assert "15 of 20 layers are binary" in capsys.readouterr().out
+    assert f"{18 - kept} of 20 layers are binary" in capsys.readouterr().out
 
 
 def test_json_alone_is_on_standard_output(
@@ -91,9 +94,10 @@ def test_recalibrates_batch_norm_on_training_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main([*MEASURE, "--recalibrate", "3", "--by", "gain"])
-    output = " ".join(capsys.readouterr().out.split())
-    assert "batch norm: estimated anew on 48 training images for each measurement" in output
+    for options, images in ((["--recalibrate", "3", "--by", "gain"], 48), ([], 320)):
+        main([*MEASURE, *options])
+        output = " ".join(capsys.readouterr().out.split())
+        assert f"batch norm: estimated anew on {images} training images for each measurement" in output
 
 
 def test_images_that_do_not_fit_are_said_to_be_read_anew(
@@ -115,8 +119,8 @@ def test_overrides_of_the_configuration_are_in_the_block(
     main([*MEASURE, "--keep", "1", "--model.binary.overrides", "{layer1.*: {weight: sign}}"])
     block = yaml.safe_load(Path("runs/quickstart/sensitivity/overrides.yaml").read_text())["overrides"]
     assert next(iter(block.items())) == ("layer1.*", {"weight": "sign"})
-    assert len(block) == 2
-    assert "layer1.*" in capsys.readouterr().out
+    assert len(block) <= 2
+    assert "standard error: 0, fewer than the 1 asked for" in capsys.readouterr().out or len(block) == 2
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,11 @@ def test_overrides_of_the_configuration_are_in_the_block(
         (["--limit", "many"], 2, "limit: expected int, not 'many'"),
         (["--ckpt_path", "none.ckpt"], 1, "ckpt_path 'none.ckpt' does not exist"),
         (["--ckpt_path", "best"], 1, "ckpt_path 'best' is no file"),
-        (["--ckpt_path", "empty.ckpt"], 1, "ckpt_path 'empty.ckpt' is no checkpoint of an earlier run: it has no state_dict"),
+        (
+            ["--ckpt_path", "empty.ckpt"],
+            1,
+            "ckpt_path 'empty.ckpt' is no checkpoint of an earlier run: it has no state_dict",
+        ),
         (["--ckpt_path", "other.ckpt"], 1, "ckpt_path 'other.ckpt' does not fit the model"),
         (["--model.binary", "null"], 1, "has no binary layer"),
     ],

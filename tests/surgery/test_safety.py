@@ -72,7 +72,7 @@ def test_a_layer_whose_weight_is_read_is_listed_with_its_reader() -> None:
 def test_a_compiled_part_is_refused() -> None:
     model = timm.create_model("test_resnet")
     model.layer1[0].compile(backend="eager")
-    with pytest.raises(ValueError, match="its part 'layer1.0' is compiled; binarize first"):
+    with pytest.raises(ValueError, match=r"its part 'layer1\.0' is compiled; binarize first"):
         dl.binarize_(model)
     other = timm.create_model("test_resnet")
     other.layer1 = torch.compile(other.layer1, backend="eager")

@@ -1,18 +1,32 @@
 """The sweep of `benchmarks/timm_sweep.py` on some of timm: its own test networks, small ones of every kind, every module."""
 
-import csv
-from collections import defaultdict
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
+import timm_sweep
 import torch
 import zoo
 from torch import nn
 from torch.nn import functional as F
+from zoo.bits import LEAST_SHARE
 
 import design_lightning as dl
-from design_lightning.surgery import binary_layers
+import design_lightning.models
+from design_lightning.binary import BinaryConv2d, BinaryLayer, DeSign, weights
+from design_lightning.binary.estimators import ApproxSign
+from design_lightning.surgery import (
+    binarize,
+    binary_layers,
+    float_layers,
+    flow,
+    plan_activations,
+    plan_layers,
+    rules,
+)
 
 DIFFERENT = {
     "resnet10t": "a deep stem, average-pooled shortcuts",
@@ -48,13 +62,17 @@ DIFFERENT = {
 }
 
 
+UNCALLED = "eva02_tiny_patch14_224"
+
+
 def assert_passes(row: zoo.Row) -> None:
     assert (row.status, row.reason) == ("pass", "")
     assert row.binary_layers > 0
-    assert row.numbers == "real"
+    assert row.least_share >= LEAST_SHARE
+    assert (row.numbers, row.code) == ("real", zoo.CODE)
 
 
-@pytest.mark.parametrize("name", timm.list_models("test_*"))
+@pytest.mark.parametrize("name", zoo.architectures("test_*"))
 def test_timms_own_test_networks(name: str) -> None:
     assert_passes(zoo.check_architecture(name))
 
@@ -74,15 +92,17 @@ def test_other_policies_rebuild_and_train(name: str, policy: str) -> None:
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_large_networks_run_block_by_block_with_real_numbers() -> None:
-    row = zoo.check_architecture("deit_small_patch16_224", real_limit=0)
+@pytest.mark.parametrize("name", ["deit_small_patch16_224", "test_nfnet", "mobilenetv3_small_050"])
+def test_large_networks_run_block_by_block_with_real_numbers(name: str) -> None:
+    row = zoo.check_architecture(name, real_limit=0)
     assert (row.status, row.reason, row.numbers) == ("pass", "", "fake, real by block")
-    assert row.blocks >= 12
+    assert row.blocks >= 5
+    assert row.least_share >= LEAST_SHARE
 
 
 def test_the_row_tells_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(zoo, "_loss", lambda output: 1 / 0)
+        patch.setattr(zoo.real, "loss_of", lambda output: 1 / 0)
         row = zoo.check_architecture("test_resnet")
     assert row.status == "fail"
     assert row.reason == "the float network fails alike: ZeroDivisionError: division by zero"
@@ -92,17 +112,246 @@ def test_the_row_tells_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "never negative" in row.reason
     dead = dl.BinaryConfig(kernel=[[1e6]])
     row = zoo.check_architecture("test_resnet", dead)
-    assert "binarizers are constant" in row.reason
+    assert "11 binarizers are constant" in row.reason
+
+
+# Surgery that is broken in one way or another: each has to show in the row, of real numbers and block by block.
+
+
+def keeps_float_weights(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BinaryLayer, "stage_weight", BinaryLayer.latent_weight)
+
+
+def multiplies_by_float_weights(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        BinaryConv2d,
+        "forward",
+        lambda self, x: self.convolve(self.stage_input(x), self.weight + 0 * self.stage_weight()),
+    )
+
+
+def multiplies_float_inputs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BinaryLayer, "stage_input", lambda self, x: x + 0 * self.activation(x))
+
+
+def gives_other_values_than_bits(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(DeSign, "forward", lambda self, x: (x - self.threshold(x)).clamp(-1, 1))
+
+
+def has_one_stray_bit(patch: pytest.MonkeyPatch) -> None:
+    def all_but_one_negative(self: DeSign, x: torch.Tensor) -> torch.Tensor:
+        bits = torch.full_like(x, -1)
+        bits.view(-1)[:1] = 1
+        return bits + (x - x.detach())
+
+    patch.setattr(DeSign, "forward", all_but_one_negative)
+
+
+def has_one_weight_sign(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(weights, "sign", torch.ones_like)
+
+
+def has_gradients_that_are_no_numbers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ApproxSign, "derivative", lambda self, u: torch.full_like(u, math.nan))
+
+
+def has_no_gradients(patch: pytest.MonkeyPatch) -> None:
+    stage_input = BinaryLayer.stage_input
+    patch.setattr(BinaryLayer, "stage_input", lambda self, x: stage_input(self, x).detach())
+
+
+def leaves_every_relu(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(plan_activations, "_reaching", lambda plan: set())
+
+
+def draws_new_weights(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        binarize, "refuse_fusing_", lambda model: [p.data.normal_() for p in model.parameters() if p.dim() > 1]
+    )
+
+
+def copies_weights(patch: pytest.MonkeyPatch) -> None:
+    def copy_weights(model: nn.Module) -> None:
+        for layer in binary_layers(model).values():
+            layer.weight = nn.Parameter(layer.weight.detach().clone())
+
+    patch.setattr(binarize, "refuse_fusing_", copy_weights)
+
+
+def leaves_all_but_one_layer_float(patch: pytest.MonkeyPatch) -> None:
+    find_rule = plan_layers.find_rule
+
+    def all_but_one(name: str, *rest: Any) -> Any:
+        rule = find_rule(name, *rest)
+        return ("gate", "") if rule is None and name not in ("layer1.0.conv1", "blocks.0.mlp.fc1") else rule
+
+    patch.setattr(plan_layers, "find_rule", all_but_one)
+
+
+def reports_a_rule_that_does_not_hold(patch: pytest.MonkeyPatch) -> None:
+    find_rule = plan_layers.find_rule
+
+    def first_twice(name: str, *rest: Any) -> Any:
+        return ("first", "") if name in ("layer1.0.conv1", "blocks.0.mlp.fc1") else find_rule(name, *rest)
+
+    patch.setattr(plan_layers, "find_rule", first_twice)
+
+
+def overlooks_the_first_layer(patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(rules.RULES, "first", lambda name, layer, facts: None)
+
+
+def reports_no_linear_layer(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(plan_layers, "is_weight_layer", lambda module: isinstance(module, nn.Conv2d))
+
+
+def forgets_to_put_a_layer_in(patch: pytest.MonkeyPatch) -> None:
+    swap = binarize._swap
+
+    def all_but_one(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+        first = next(module for module, new in replacements.items() if isinstance(new, BinaryLayer))
+        swap(model, {module: new for module, new in replacements.items() if module is not first})
+
+    patch.setattr(binarize, "_swap", all_but_one)
+
+
+def keeps_companions_for_good(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(binarize, "remember_original", lambda replacement, original: None)
+
+
+def stores_another_config(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(dl.BinaryConfig, "to_dict", lambda self: {"weight": "learned"})
+
+
+BROKEN = [
+    (keeps_float_weights, "test_vit", "its weights are not signs times scale|weights of more than one bit"),
+    (multiplies_by_float_weights, "test_resnet", "weights of more than one bit"),
+    (multiplies_float_inputs, "test_vit", "multiplies other inputs than .-1"),
+    (gives_other_values_than_bits, "test_resnet", "gives other values than .-1"),
+    (has_one_stray_bit, "test_resnet", "binarizers are constant, or nearly"),
+    (has_one_stray_bit, "test_vit", "24 binarizers are constant, or nearly"),
+    (has_one_weight_sign, "test_resnet", "all its weights have the same sign"),
+    (has_gradients_that_are_no_numbers, "test_vit", "gradient of .* is not finite|the gradient is not finite"),
+    (has_no_gradients, "test_resnet", "lost their gradient"),
+    (leaves_every_relu, "test_resnet", "without thresholds 11 binarizers are constant"),
+    (draws_new_weights, "test_resnet", "has other values|in stage float"),
+    (copies_weights, "test_vit", "is another tensor than in the float network"),
+    (leaves_all_but_one_layer_float, "test_resnet", "of the weights that could be binary are"),
+    (leaves_all_but_one_layer_float, "test_vit", "of the weights that could be binary are"),
+    (reports_a_rule_that_does_not_hold, "test_vit", "rule 'first' does not hold"),
+    (overlooks_the_first_layer, "test_resnet", "no layer reads the network's input"),
+    (reports_no_linear_layer, "test_resnet", "1 weight layers are not in the report"),
+    (forgets_to_put_a_layer_in, "test_vit", "differ in what is binary"),
+    (keeps_companions_for_good, "test_vit", "unbinarize_ left"),
+    (stores_another_config, "test_resnet", "differs from timm.create_model|Missing key|Unexpected key"),
+]
+
+
+@pytest.mark.parametrize("real_limit", [zoo.REAL_LIMIT, 0], ids=["real", "by block"])
+@pytest.mark.parametrize(("broken", "name", "reason"), BROKEN, ids=[f"{b.__name__}-{n}" for b, n, _ in BROKEN])
+def test_broken_surgery_fails(
+    monkeypatch: pytest.MonkeyPatch, broken: Any, name: str, reason: str, real_limit: int
+) -> None:
+    broken(monkeypatch)
+    row = zoo.check_architecture(name, real_limit=real_limit)
+    assert row.status == "fail"
+    assert re.search(reason, row.reason)
+
+
+def test_a_lost_blur_pool_a_dropped_standardisation_and_a_wrong_padding_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:  # the ReLUs in front of blur pools then seem to reach no binarizer
+        patch.setattr(flow, "_has_fixed_filter", lambda operands: False)
+        assert "without thresholds" in zoo.check_architecture("resnetblur18").reason
+    with monkeypatch.context() as patch:
+        patch.setattr(float_layers.BinaryScaledStdConv2d, "latent_weight", lambda self: self.weight * self.gain)
+        for limit in (zoo.REAL_LIMIT, 0):
+            assert "in stage float" in zoo.check_architecture("test_nfnet", real_limit=limit).reason
+    padding_of = float_layers.BinaryConv2dSame.padding_of
+
+    def at_the_start(self: float_layers.BinaryConv2dSame, x: torch.Tensor) -> tuple[int, ...]:
+        left, right, top, bottom = padding_of(self, x)
+        return right, left, bottom, top
+
+    with monkeypatch.context() as patch:
+        patch.setattr(float_layers.BinaryConv2dSame, "padding_of", at_the_start)
+        for limit in (zoo.REAL_LIMIT, 0):
+            assert "in stage float" in zoo.check_architecture("tf_efficientnet_es", real_limit=limit).reason
+
+
+def test_layers_that_no_forward_calls_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binarize, "call_layers_", lambda module: None)
+    for limit in (zoo.REAL_LIMIT, 0):
+        assert "12 binary layers were not called" in zoo.check_architecture(UNCALLED, real_limit=limit).reason
+
+
+def test_an_override_is_no_rule_of_the_sweep() -> None:
+    row = zoo.check_architecture("test_resnet", dl.BinaryConfig(overrides={"layer2.*": None}))
+    assert "rule 'override' does not hold" in row.reason
+
+
+def sweep(*arguments: str) -> int:
+    return timm_sweep.main(list(arguments))
+
+
+def test_the_sweep_goes_on_and_tells_by_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "results" / "table.csv"
+    failing = {"test_vit"}
+
+    def check(name: str) -> zoo.Row:
+        status = "fail" if name in failing else "pass"
+        return zoo.Row(name, status, reason="", timm=timm.__version__, code=timm_sweep.CODE)
+
+    monkeypatch.setattr(timm_sweep, "check_architecture", check)
+    monkeypatch.setattr(timm_sweep, "architectures", lambda: ["test_resnet", "test_vit", "test_vit2"])
+    assert sweep("--out", str(table)) == 1
+    assert capsys.readouterr().out.endswith("2 pass, 1 fail\n")
+    failing.clear()
+    assert sweep("--out", str(table)) == 0
+    assert capsys.readouterr().out.endswith("2 passed before, 1 pass\n")
+    assert [(r["name"], r["status"]) for r in timm_sweep.read(table).values()] == [
+        ("test_resnet", "pass"),
+        ("test_vit", "pass"),
+        ("test_vit2", "pass"),
+    ]
+    monkeypatch.setattr(timm_sweep, "CODE", "another")
+    assert sweep("--out", str(table), "--any-code") == 0
+    assert capsys.readouterr().out.endswith("3 passed before\n")
+    assert sweep("--out", str(table), "--shard", "2/2") == 0
+    assert capsys.readouterr().out.endswith("1 pass\n")
+    assert [r["code"] == "another" for r in timm_sweep.read(table).values()] == [False, True, False]
+    monkeypatch.setattr(timm, "__version__", "9.9")
+    assert sweep("--out", str(table), "--any-code") == 0
+    assert capsys.readouterr().out.endswith("3 pass\n")
+    assert [path.name for path in table.parent.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize("arguments", [("--shard", "x"), ("--shard", "3/2"), ("--shard", "0/2"), ("--only", "no_such")])
+def test_wrong_arguments_of_the_sweep_are_usage_errors(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        sweep(*arguments)
+    assert stop.value.code == 2
+    assert arguments[1] in capsys.readouterr().err
+
+
+def test_the_architectures_are_those_of_timm_alone() -> None:
+    assert timm.is_model("resnet18_cifar")
+    names = zoo.architectures()
+    assert not {"resnet18_cifar", "resnet20_cifar", "vgg_small", "bnn_vgg"} & set(names)
+    assert {"resnet18", "test_vit"} <= set(names)
+
+
+TABLE = timm_sweep.RESULTS
 
 
 def smallest_of_each_module() -> dict[str, str]:
-    """From each module of `timm.models` to its smallest network, by the committed table; new ones by name."""
-    table = Path(__file__).parents[2] / "benchmarks" / "results" / "timm_sweep.csv"
-    with table.open(newline="") as file:
-        sizes = {row["name"]: int(row["parameters"]) for row in csv.DictReader(file)}
-    members = defaultdict(list)
-    for module in timm.list_modules():
-        members[module] += timm.list_models(module=module)
+    """From each module of `timm.models` to its smallest network by the table; without one, to the first by name."""
+    sizes = {name: int(row["parameters"]) for name, row in timm_sweep.read(TABLE).items()}
+    known = set(zoo.architectures())
+    members = {module: known & set(timm.list_models(module=module)) for module in timm.list_modules()}
     return {
         module: min(names, key=lambda name: (sizes.get(name, 10**12), name))
         for module, names in members.items()
@@ -117,14 +366,17 @@ def test_one_member_of_every_module_of_timm(module: str, name: str) -> None:
     assert (row.status, row.reason) == ("pass", "")
 
 
+@pytest.mark.skipif(not TABLE.exists(), reason="there is no table; benchmarks/timm_sweep.py makes it")
 def test_the_table_has_a_row_that_passes_for_every_architecture_of_its_timm() -> None:
-    table = Path(__file__).parents[2] / "benchmarks" / "results" / "timm_sweep.csv"
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert all(int(row["binary_layers"]) > 0 for row in rows)
-    assert {row["name"] for row in rows if row["status"] != "pass" and "fails alike" not in row["reason"]} == set()
-    if {row["timm"] for row in rows} == {timm.__version__}:
-        assert {row["name"] for row in rows} == set(timm.list_models()) - {"resnet18_cifar", "resnet20_cifar"}
+    rows = timm_sweep.read(TABLE)
+    failed = {name: row["reason"] for name, row in rows.items() if row["status"] != "pass"}
+    assert {name: reason for name, reason in failed.items() if "the float network fails alike" not in reason} == {}
+    passed = [row for name, row in rows.items() if name not in failed]
+    assert all(int(row["binary_layers"]) > 0 for row in passed)
+    assert all(float(row["least_share"]) >= LEAST_SHARE for row in passed)
+    assert len({row["code"] for row in passed}) == 1
+    if {row["timm"] for row in rows.values()} == {timm.__version__}:
+        assert set(rows) == set(zoo.architectures())
 
 
 class Segmenter(nn.Module):

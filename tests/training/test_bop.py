@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import design_lightning as dl
 from design_lightning.binary import BinaryLinear
 from design_lightning.surgery import binary_layers
-from design_lightning.training import Bop, CosineDecay, DesignClassifier, PerGroupOptimizer
+from design_lightning.training import Bop, CosineDecay, DesignClassifier, PerGroupOptimizer, parameter_groups
 
 
 def test_flips_are_those_of_a_slow_reference() -> None:
@@ -129,6 +129,34 @@ def test_values_out_of_range_are_refused(arguments: dict[str, float], message: s
 def test_half_precision_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at a rate of 0.0001 in torch.bfloat16; keep the weights in float32"):
         Bop([nn.Parameter(torch.ones(1, dtype=torch.bfloat16))])
+
+
+def test_groups_that_are_not_latent_are_refused_before_a_weight_changes() -> None:
+    model = nn.Sequential(BinaryLinear(8, 4, activation=None, weight="sign"), nn.Linear(4, 2))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"group 'decay' \+-1, .* use PerGroupOptimizer\(latent: Bop, rest: another"):
+        Bop(parameter_groups(model))
+    for key, value in before.items():
+        assert torch.equal(model.state_dict()[key], value) if isinstance(value, torch.Tensor) else True
+    latent, *_, rest = parameter_groups(model)
+    optimizer = Bop([latent])
+    with pytest.raises(ValueError, match="group 'no_decay'"):
+        optimizer.add_param_group(rest)
+    assert len(Bop([{"params": [nn.Parameter(torch.ones(2))]}]).param_groups) == 1
+
+
+@pytest.mark.parametrize("weight", ["recu", "irnet"])
+def test_binarizers_that_standardise_are_refused(weight: str) -> None:
+    model = DesignClassifier(
+        "resnet20_cifar",
+        num_classes=4,
+        binary=dl.BinaryConfig(weight=weight),
+        backbone_args={"width": 0.25},
+        scheduler=None,
+        optimizer=lambda groups: PerGroupOptimizer(groups, latent=Bop, rest=torch.optim.Adam),
+    )
+    with pytest.raises(ValueError, match=rf"layer1.0.conv1 has weight: {weight}, .* use sign, xnor or learned"):
+        model.configure_optimizers()
 
 
 class Flips(lightning.Callback):
