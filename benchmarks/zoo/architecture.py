@@ -61,7 +61,7 @@ class Architecture:
         return model.train()
 
     def _create(self) -> nn.Module:
-        return timm.create_model(self.name, **self.arguments)  # type: ignore[no-any-return]
+        return timm.create_model(self.name, **self.arguments)
 
     def batch(self, count: int = BATCH) -> Tensor:
         return torch.randn(count, 3, self.size, self.size, generator=torch.Generator().manual_seed(1))
@@ -118,8 +118,8 @@ def _large_parameters_on_meta() -> Iterator[None]:
             parameter = _on_meta(parameter)
         register(self, name, parameter)
 
-    nn.Module.register_parameter = leanly  # type: ignore[method-assign]
+    nn.Module.register_parameter = leanly  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]

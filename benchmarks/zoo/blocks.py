@@ -182,7 +182,7 @@ class _Visit:
         outputs = [o for o in tensors_in(output) if o.requires_grad]
         expect(bool(outputs) or not trained, f"{self.name}: no gradient can reach its parameters")
         if outputs:
-            sum((o.float() * torch.randn_like(o)).sum() for o in outputs).backward()
+            torch.stack([(o.float() * torch.randn_like(o)).sum() for o in outputs]).sum().backward()
         for n, parameter in trained.items():
             expect(parameter.grad is not None, f"{self.name}.{n}: no gradient")
             expect_finite(parameter.grad, f"{self.name}.{n}: the gradient")

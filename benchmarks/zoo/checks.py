@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import timm.layers
 import torch
@@ -43,10 +43,9 @@ def expect_same(first: Any, second: Any, otherwise: str, tolerance: float = 0.0)
     """The same tensors, to a part `tolerance` of the largest number of each."""
     for ours, theirs in zip(tensors_in(first), tensors_in(second), strict=True):
         expect(ours.shape == theirs.shape, otherwise)
-        off = float((ours - theirs).abs().max()) if ours.numel() else 0.0
-        expect(
-            off <= tolerance * float(ours.abs().max()) if off else off == 0, f"{otherwise}: they are {off:.2g} apart"
-        )
+        if ours.numel():
+            off, largest = float((ours - theirs).abs().max()), float(ours.abs().max())
+            expect(off <= tolerance * largest, f"{otherwise}: they are {off:.2g} apart")
 
 
 def expect_same_state(first: dict[str, Any], second: dict[str, Any]) -> None:
@@ -77,7 +76,7 @@ class Original:
         self.parameters = dict(model.named_parameters())
         self.values = {n: p.detach().clone() for n, p in self.parameters.items() if not p.is_meta}
         self.layers = {name: module for name, module in model.named_modules() if _is_weight_layer(module)}
-        classifier = model.pretrained_cfg.get("classifier") or ()
+        classifier = cast(Any, model).pretrained_cfg.get("classifier") or ()
         names = (classifier,) if isinstance(classifier, str) else classifier
         self.heads = tuple(name.split(".")[0] for name in names)
         self.called: dict[bool, set[str]] = {False: set(), True: set()}  # modules by mode: in eval, in training
@@ -200,6 +199,8 @@ def check_restored(model: nn.Module, original: Original) -> None:
     expect(list(model.state_dict()) == original.keys, "unbinarize_ gave other keys of the state dict")
     others = [name for name, p in model.named_parameters() if p is not original.parameters[name]]
     expect(not others, f"unbinarize_ left {len(others)} other parameters, such as {others[:3]}")
+    changed = [name for name, value in original.values.items() if not torch.equal(value, original.parameters[name])]
+    expect(not changed, f"{len(changed)} parameters have other values after unbinarize_, such as {changed[:3]}")
 
 
 def keeping_activations(config: dl.BinaryConfig) -> dl.BinaryConfig:

@@ -5,6 +5,7 @@ import timm.layers.activations as timm_activations
 import timm.layers.activations_me as timm_activations_me
 import torch
 import torch.nn.functional as F
+from timm.models.metaformer import SquaredReLU, StarReLU
 from torch import Tensor, nn
 
 
@@ -15,13 +16,25 @@ def _classes(*names: str) -> tuple[type[nn.Module], ...]:
     return tuple(dict.fromkeys(found))
 
 
-ONE_SIDED = _classes("ReLU", "ReLU6", "Softplus", "Threshold")
-"""Their output is never negative, so a Sign right behind one is constant."""
+ONE_SIDED = (*_classes("ReLU", "ReLU6", "Softplus"), SquaredReLU, StarReLU)
+"""Their output is never negative (as their parameters start), so a Sign right behind one is constant."""
 
 ACTIVATION_MODULES = (
     *ONE_SIDED,
     *_classes(
-        "LeakyReLU", "PReLU", "RReLU", "ELU", "CELU", "SELU", "SiLU", "GELU", "Mish", "Hardswish", "Hardtanh", "Tanh"
+        "LeakyReLU",
+        "PReLU",
+        "Threshold",
+        "RReLU",
+        "ELU",
+        "CELU",
+        "SELU",
+        "SiLU",
+        "GELU",
+        "Mish",
+        "Hardswish",
+        "Hardtanh",
+        "Tanh",
     ),
     *_classes("Softsign", "Swish", "HardSwish", "HardMish", "GELUTanh", "QuickGELU"),
     *_classes("SwishMe", "MishMe", "HardSwishMe", "HardMishMe"),

@@ -60,6 +60,7 @@ class Findings:
         with_shortcut: layers whose own input is added to what they give, behind their norm.
         norms: from a layer to the norm module that its output enters.
         inputs: from a layer to the tensor that it read.
+        before: from a layer to those that its input depends on.
     """
 
     gates: set[str] = field(default_factory=set)
@@ -67,6 +68,7 @@ class Findings:
     with_shortcut: set[str] = field(default_factory=set)
     norms: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    before: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
 def flow_of(value: Any) -> Flow | None:
@@ -285,12 +287,14 @@ def _after_product(operands: Sequence[Any], findings: Findings) -> Flow:
 
 
 def _note_projection(flows: Sequence[Flow], findings: Findings) -> None:
-    """Where the outputs of two parallel ways are added, a way of one layer beside a longer one is a shortcut's projection."""
+    """Where two parallel ways are added, one of a single layer beside one of several in a row is a shortcut's projection."""
     if len(flows) != 2:
         return
     for short, long in (flows, flows[::-1]):
         fork = short.behind & long.behind  # without one the short way is no stream's: a positional encoding, say
-        if short.layer and fork and len(short.behind - long.behind) == 1 and len(long.behind - short.behind) > 1:
+        further = long.behind - short.behind
+        in_a_row = any(findings.before.get(layer, frozenset()) & further for layer in further)  # not side by side
+        if short.layer and fork and len(short.behind - long.behind) == 1 and in_a_row:
             findings.shortcuts.add(short.layer)
 
 

@@ -241,6 +241,7 @@ class _Watch(TorchFunctionMode):
                 call.input_shape = tuple(x.shape)
                 call.flow = _both(call.flow, frame.flow)  # a layer that is called twice answers for both of its inputs
                 self.seen.findings.inputs[name] = x
+                self.seen.findings.before[name] = frame.flow.behind
 
         return hook
 
