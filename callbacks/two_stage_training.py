@@ -254,7 +254,9 @@ class TwoStageTraining(Callback):
                     f"stage 1 has lr={self.stages[0].lr}, and a warm-up rises to the optimizer's; set the rate there"
                 )
             if warm_up and self._in_units(trainer, config.interval, min(self._ends)) < warm_up:
-                raise ValueError(f"stage 2 begins at step {min(self._ends):g}, within the warm-up of {warm_up} steps")
+                rank_zero_warn(
+                    f"stage 2 begins at step {min(self._ends):g}, within the warm-up of {warm_up} steps, which is cut off there"
+                )
 
     def _set_network(self, pl_module: LightningModule) -> None:
         stage = self.stages[self._index]

@@ -410,7 +410,6 @@ def test_errors_of_later_stages_come_before_the_first_step(tmp_path: Path) -> No
     refused(
         "weight_decay=0.1, but the optimizer has none", first, decay, optimizer=lambda g: torch.optim.Rprop(g, lr=0.1)
     )
-    refused("within the warm-up of 12 steps", first, TrainingStage("both"), scheduler=LinearDecay, warmup_epochs=3)
     refused("KernelAnnealing moves", first, TrainingStage("both", scale=1.0), callbacks=(KernelAnnealing(),))
     refused("before its first step", TrainingStage("activations", until=0.01), TrainingStage("both"))
     refused("there is no validation", TrainingStage("activations", until="plateau"), TrainingStage("both"))
