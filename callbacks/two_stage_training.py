@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from design_lightning.binary import DeSign, make_estimator
 from design_lightning.callbacks.kernel_annealing import KernelAnnealing
 from design_lightning.surgery import binary_layers, set_stage_
-from design_lightning.training.schedules import fraction_schedule
+from design_lightning.training.schedules import FractionSchedule, WarmUp, fraction_schedule, steps_of_epoch
 from design_lightning.training.stages import TrainingStage
 
 
@@ -73,7 +73,8 @@ class TwoStageTraining(Callback):
         self.stages = list(stages)
         self.monitor, self.mode, self.patience = monitor, mode, patience
         self._index = 0
-        self._started_at = 0
+        self._phase_started_at = 0
+        """The step at which the learning rate began its present way."""
         self._best: float | None = None
         self._without_gain = 0
         self._is_resumed = False
@@ -85,7 +86,7 @@ class TwoStageTraining(Callback):
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {
             "stage": self._index,
-            "started_at": self._started_at,
+            "phase_started_at": self._phase_started_at,
             "best": self._best,
             "without_gain": self._without_gain,
             "base_rates": self._base_rates,
@@ -96,7 +97,7 @@ class TwoStageTraining(Callback):
             raise ValueError(
                 f"the checkpoint is of stage {state_dict['stage'] + 1}, this run has {len(self.stages)}; resume with its stages"
             )
-        self._index, self._started_at = state_dict["stage"], state_dict["started_at"]
+        self._index, self._phase_started_at = state_dict["stage"], state_dict["phase_started_at"]
         self._best, self._without_gain = state_dict["best"], state_dict["without_gain"]
         self._base_rates = list(state_dict["base_rates"])
         self._is_resumed = True
@@ -165,8 +166,8 @@ class TwoStageTraining(Callback):
 
     def _resolve_ends(self, trainer: Trainer) -> list[float]:
         """The optimizer step before which each stage ends; infinite for one that waits for a plateau."""
-        total = trainer.estimated_stepping_batches  # first, since it loads the data that is counted below
-        epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        total = trainer.estimated_stepping_batches
+        epoch = steps_of_epoch(trainer)
         ends: list[float] = []
         for number, stage in enumerate(self.stages, 1):
             if stage.until is None:
@@ -199,7 +200,7 @@ class TwoStageTraining(Callback):
         return ends
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, index: int) -> None:
-        self._index, self._started_at = index, trainer.global_step
+        self._index = index
         self._best, self._without_gain = None, 0
         stage = self.stages[index]
         self._set_network(pl_module)
@@ -316,20 +317,21 @@ class TwoStageTraining(Callback):
                 if stage.lr is not None:
                     schedule.restart(schedule.total_steps, self._rates(0))
                 continue
+            self._phase_started_at = trainer.global_step
             steps = self._in_units(trainer, config.interval, self._phase_end() - trainer.global_step)
-            schedule.restart(max(steps, 1), self._rates(self._index))
+            assert isinstance(config.scheduler, WarmUp | FractionSchedule)
+            config.scheduler.restart(max(steps, 1), self._rates(self._index))
 
     def _set_schedule_end(self, trainer: Trainer) -> None:
         """A resumed schedule ends as the configuration says, which may have more epochs than the checkpoint's."""
-        first = max(i for i in range(self._index + 1) if i == 0 or self.stages[i].restart_schedule)
-        if not self.stages[first].restart_schedule:
+        if not any(stage.restart_schedule for stage in self.stages[: self._index + 1]):
             return
         for config in trainer.lr_scheduler_configs:
             schedule = fraction_schedule(config.scheduler)
             if schedule is not None:
-                warm_up = getattr(config.scheduler, "warm_up_steps", 0)
-                total = self._in_units(trainer, config.interval, self._phase_end()) - warm_up
-                schedule.total_steps = max(total - schedule.first_step, 1)
+                warm_up = 0 if self._phase_started_at else getattr(config.scheduler, "warm_up_steps", 0)
+                steps = self._in_units(trainer, config.interval, self._phase_end() - self._phase_started_at)
+                schedule.total_steps = max(steps - warm_up, 1)
 
     def _phase_end(self) -> float:
         """The step at which the learning rate's way ends: with the last stage before the next restart."""
@@ -343,8 +345,7 @@ class TwoStageTraining(Callback):
         """Optimizer steps as what the scheduler counts."""
         if interval == "step":
             return int(steps)
-        epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        return round(steps / epoch)
+        return round(steps / steps_of_epoch(trainer))
 
 
 def _has_weight_decay(optimizer: Optimizer) -> bool:

@@ -47,7 +47,8 @@ def binarize_(
 
     Raises:
         ValueError: if the model is binary or compiled already, nothing would become binary, a pattern of `overrides` matches
-            nothing, a kernel does not fit a layer, or a binarizer would be constant. The model is left as it was.
+            nothing, a kernel does not fit a layer, a binarizer would be constant, or the binary network's forward fails where
+            the float one's does not. The model is left as it was.
     """
     config = config or BinaryConfig()
     plan = operate_(model, config, example_input)

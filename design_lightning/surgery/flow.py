@@ -113,7 +113,7 @@ _MIXERS = WEIGHT_FUNCTIONS | _functions(
         "bilinear",
         "embedding",
     ),
-    *("scaled_dot_product_attention", "unfold", "fold", "glu"),
+    *("scaled_dot_product_attention", "glu"),
 )
 _ADDITIONS = _functions("add", "add_", "__add__", "__radd__", "__iadd__", "cat", "concat", "stack", "sum", "maximum")
 _SUBTRACTIONS = _functions(
@@ -135,7 +135,16 @@ _MOVES = _functions(
         "chunk",
         "split",
     ),
-    *("channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "__getitem__", "index_select", "repeat_interleave"),
+    *(
+        "unfold",
+        "fold",
+        "channel_shuffle",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "__getitem__",
+        "index_select",
+        "repeat_interleave",
+    ),
 )
 """Behind these a channel may stand elsewhere."""
 _JOINS = _functions("add", "add_", "__add__", "__radd__", "__iadd__")
@@ -175,9 +184,9 @@ def after(function: Any, operands: Sequence[Any], inside: str, findings: Finding
         joined = replace(joined, positive_by=None)
     if function in _ADDITIONS or function in _SUBTRACTIONS:
         return replace(joined, norm=None, layer=None, activation=None, branch=None)
-    if function not in _MOVES:
-        return joined if _keeps_axes(operands, joined) else replace(joined, axis=None)
-    return replace(joined, norm=None, axis=_moved_axis(function, operands, joined.axis))
+    if function in _MOVES:
+        return replace(joined, norm=None, axis=_moved_axis(function, operands, joined.axis))
+    return joined
 
 
 def after_activation(flow: Flow, name: str, one_sided: bool) -> Flow:
@@ -220,10 +229,12 @@ def _has_fixed_filter(operands: Sequence[Any]) -> bool:
     return len(tensors) > 1 and not isinstance(tensors[1], nn.Parameter) and flow_of(tensors[1]) is None
 
 
-def _keeps_axes(operands: Sequence[Any], flow: Flow) -> bool:
-    """Whether an operation's largest operand has all the axes that the flow's axis counts among."""
-    dims = {value.dim() for value in operands if isinstance(value, Tensor) and flow_of(value) is not None}
-    return len(dims) == 1
+def with_axis_of(flow: Flow, function: Any, operands: Sequence[Any], result: Any) -> Flow:
+    """The knowledge without the channels' axis, where an operation other than a rearrangement changed how many axes there are."""
+    if flow.axis is None or function in _MOVES or not isinstance(result, Tensor):
+        return flow
+    ranks = {value.dim() for value in operands if flow_of(value) is not None}
+    return flow if ranks == {result.dim()} else replace(flow, axis=None)
 
 
 def _moved_axis(function: Any, operands: Sequence[Any], axis: int | None) -> int | None:

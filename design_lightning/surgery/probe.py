@@ -24,6 +24,7 @@ from design_lightning.surgery.flow import (
     after_layer,
     flow_of,
     set_flow,
+    with_axis_of,
 )
 from design_lightning.surgery.traceless import forward_without_trace
 from design_lightning.surgery.uncalled import layers_called
@@ -204,6 +205,7 @@ class _Watch(TorchFunctionMode):
         if func is Tensor.__setitem__:
             after_assignment(args[0], args[2])
         if flow is not None and isinstance(result, Tensor | list | tuple):
+            flow = with_axis_of(flow, func, operands, result)
             set_flow(result, replace(flow, gate_layers=frozenset()) if _is_pooled(result, operands) else flow)
         return result
 

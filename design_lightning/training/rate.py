@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, ReduceLROnPlateau
 
-from design_lightning.training.schedules import with_warm_up
+from design_lightning.training.schedules import steps_of_epoch, with_warm_up
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,4 @@ class LearningRate:
         return math.inf if epochs is None or epochs < 0 else epochs
 
     def _count_warm_up(self, trainer: Trainer) -> int:
-        if not self.warmup_epochs:
-            return self.warmup_steps
-        assert trainer.estimated_stepping_batches  # which loads the data that is counted below
-        epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        return round(self.warmup_epochs * epoch)
+        return round(self.warmup_epochs * steps_of_epoch(trainer)) if self.warmup_epochs else self.warmup_steps

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, SequentialLR
@@ -129,6 +130,13 @@ class WarmUp(SequentialLR):
         rise = LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
         super().__init__(optimizer, [rise, then], milestones=[steps])
 
+    def restart(self, steps: int, rates: Sequence[float]) -> None:
+        """Begins the scheduler behind the warm-up anew; a warm-up that still goes on ends here. As in `FractionSchedule`."""
+        self._milestones[0] = min(self._milestones[0], self.last_epoch)
+        schedule = fraction_schedule(self)
+        assert schedule is not None, "only a FractionSchedule can begin anew"
+        schedule.restart(steps, rates)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a state.
 
@@ -145,6 +153,12 @@ def fraction_schedule(scheduler: LRScheduler) -> FractionSchedule | None:
     """The `FractionSchedule` that a scheduler is, or that follows its warm-up; None if it is another kind."""
     inner = scheduler._schedulers[-1] if isinstance(scheduler, WarmUp) else scheduler
     return inner if isinstance(inner, FractionSchedule) else None
+
+
+def steps_of_epoch(trainer: Trainer) -> int:
+    """How many optimizer steps an epoch of a fit has."""
+    _ = trainer.estimated_stepping_batches  # which loads the data that is counted below
+    return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
 
 
 def _other_warm_up(stored: int, asked: int) -> str:

@@ -138,6 +138,28 @@ def test_a_warm_up_belongs_to_the_first_stage(tmp_path: Path) -> None:
     assert record.of("lr") == pytest.approx(first + [1e-2 * (1 - s / 8) for s in range(8)])
 
 
+def test_a_stage_within_the_warm_up_cuts_it_off_and_says_so(tmp_path: Path) -> None:
+    def fit(*callbacks: Callback, ckpt: Path | None = None) -> dict[str, Tensor]:
+        module = classifier(scheduler=LinearDecay, warmup_steps=12)
+        stages = TwoStageTraining(switch=2)
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            trainer(tmp_path, stages, RandomStates(), *callbacks).fit(module, data(), ckpt_path=ckpt)
+        return weights(module)
+
+    record = Record()
+    with pytest.warns(
+        UserWarning, match="stage 2 begins at step 8, within the warm-up of 12 steps, which is cut off there"
+    ):
+        whole = fit(record)
+    assert record.of("lr") == pytest.approx(
+        [1e-2 * (s + 1) / 13 for s in range(8)] + [1e-2 * (1 - s / 8) for s in range(8)]
+    )
+    for step in (5, 11):
+        fit(StopAt(step, tmp_path / f"{step}.ckpt"))
+        resumed = fit(ckpt=tmp_path / f"{step}.ckpt")
+        assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
 def test_accumulation_switches_between_optimizer_steps(tmp_path: Path) -> None:
     record = Record()
     trainer(tmp_path, TwoStageTraining(switch=0.5), record, epochs=2, accumulate_grad_batches=2).fit(

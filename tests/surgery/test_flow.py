@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import design_lightning as dl
+from design_lightning.surgery import probe
 
 
 def rules(report: dl.BinarizationReport) -> dict[str, str]:
@@ -118,6 +119,39 @@ def test_companions_of_a_network_of_convolution_and_attention() -> None:
     assert layouts["stages.0.blocks.0.conv.norm2.act"] == "NCHW"
     assert {layout for name, layout in layouts.items() if ".conv." in name or "stem" in name} == {"NCHW"}
     assert report.binary
+
+
+def test_unfolding_is_a_rearrangement() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("tnt_s_patch16_224")
+    report = dl.binarize_(model)
+    assert rules(report)["pixel_embed.proj"] == "first"
+
+
+@pytest.mark.parametrize(
+    ("between", "axis"),
+    [
+        (lambda x: x.unsqueeze(1), None),
+        (lambda x: x.mean((2, 3)), None),
+        (lambda x: x.permute(0, 2, 3, 1), 3),
+        (lambda x: x.flatten(2).transpose(1, 2), 2),
+        (lambda x: x * 2 + x, 1),
+        (lambda x: F.avg_pool2d(x, 2), 1),
+        (lambda x: x.reshape(2, 4, 2, 8, 8), None),
+    ],
+)
+def test_the_channels_axis_is_known_or_said_to_be_unknown(
+    between: Callable[[Tensor], Tensor], axis: int | None
+) -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.act = nn.Conv2d(3, 8, 1), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(between(self.stem(x)))
+
+    assert probe(One(), (2, 3, 8, 8)).activations["act"][0][1] == axis
 
 
 class Shared(nn.Module):

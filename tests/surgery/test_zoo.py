@@ -72,7 +72,6 @@ def test_timms_own_test_networks(name: str) -> None:
     assert_passes(zoo.check_architecture(name))
 
 
-@pytest.mark.sweep
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_small_networks_of_different_structure(name: str) -> None:
     assert_passes(zoo.check_architecture(name))
