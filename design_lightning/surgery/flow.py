@@ -113,8 +113,9 @@ _MIXERS = WEIGHT_FUNCTIONS | _functions(
         "bilinear",
         "embedding",
     ),
-    *("scaled_dot_product_attention", "glu"),
+    "glu",
 )
+_ATTENTIONS = _functions("scaled_dot_product_attention")
 _ADDITIONS = _functions("add", "add_", "__add__", "__radd__", "__iadd__", "cat", "concat", "stack", "sum", "maximum")
 _SUBTRACTIONS = _functions(
     *("sub", "sub_", "__sub__", "__rsub__", "__isub__", "rsub", "subtract", "neg", "__neg__", "negative")
@@ -166,6 +167,8 @@ def after(function: Any, operands: Sequence[Any], inside: str, findings: Finding
         return _after_product(operands, findings)
     if function in WEIGHT_FUNCTIONS and _has_fixed_filter(operands):
         return replace(flows[0], positive_by=None)  # an anti-aliasing pool: a convolution with a constant
+    if function in _ATTENTIONS:
+        return _after_attention(flows, flow_of(operands[2]))
     if function in _MIXERS:
         return Flow(behind=frozenset().union(*(f.behind for f in flows)))
     if function in _NORMS:
@@ -275,7 +278,7 @@ def _all_known_positive(operands: Sequence[Any]) -> bool:
 
 
 def _after_product(operands: Sequence[Any], findings: Findings) -> Flow:
-    """A stream times a gate or a factor is that stream; a product of two streams is neither."""
+    """A stream times a gate or a factor is that stream; two gates make a gate; a product of two streams is neither."""
     known = [(value, flow) for value, flow in ((v, flow_of(v)) for v in operands) if flow is not None]
     if len(known) == 1:
         value, flow = known[0]
@@ -294,7 +297,19 @@ def _after_product(operands: Sequence[Any], findings: Findings) -> Flow:
         return replace(stream, positive_by=positive_by, norm=None)
     both = (first_flow.positive_by, second_flow.positive_by)
     positive = None if both[0] is None or both[1] is None else both[0] | both[1]
-    return Flow(positive_by=positive, behind=first_flow.behind | second_flow.behind)
+    is_gate = first_flow.is_gate and second_flow.is_gate
+    gate_layers = first_flow.gate_layers | second_flow.gate_layers if is_gate else frozenset()
+    behind = first_flow.behind | second_flow.behind
+    return Flow(positive_by=positive, behind=behind, is_gate=is_gate, gate_layers=gate_layers)
+
+
+def _after_attention(flows: Sequence[Flow], values: Flow | None) -> Flow:
+    """An average of the values: never negative where they are not, and a gate where they are one."""
+    behind = frozenset().union(*(f.behind for f in flows))
+    if values is None:
+        return Flow(behind=behind)
+    gate_layers = values.gate_layers if values.is_gate else frozenset()
+    return Flow(positive_by=values.positive_by, behind=behind, is_gate=values.is_gate, gate_layers=gate_layers)
 
 
 def _note_projection(flows: Sequence[Flow], findings: Findings) -> None:

@@ -1,5 +1,6 @@
 """What reaches what: through pools made of convolutions, assignments, permutations; and which axis holds the channels."""
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -126,6 +127,30 @@ def test_unfolding_is_a_rearrangement() -> None:
         model = timm.create_model("tnt_s_patch16_224")
     report = dl.binarize_(model)
     assert rules(report)["pixel_embed.proj"] == "first"
+
+
+def test_what_is_made_of_gates_alone_is_a_gate() -> None:
+    """An attention that averages a sigmoid, times a sigmoid, has no sign to take; of values behind a ReLU it has none either."""
+
+    class Modulation(nn.Module):
+        def __init__(self, act: nn.Module, gated: bool) -> None:
+            super().__init__()
+            self.stem, self.v_gate, self.act = nn.Linear(3, 8), nn.Linear(8, 16), act
+            self.proj, self.head, self.gated = nn.Linear(8, 8), nn.Linear(8, 2), gated
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            v, gate = self.act(self.v_gate(x)).chunk(2, dim=-1)
+            mean = F.scaled_dot_product_attention(x, x, value=v)
+            return self.head(self.proj(mean * gate if self.gated else mean))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for gated in (True, False):
+            report = dl.binarize_(Modulation(nn.Sigmoid(), gated), example_input=torch.randn(2, 16, 3))
+            assert rules(report)["proj"] == "gate"
+    with pytest.warns(UserWarning, match=r"never negative.*proj \(behind act\)"):
+        dl.binarize_(Modulation(nn.ReLU(), True), dl.BinaryConfig(companion="keep"), torch.randn(2, 16, 3))
 
 
 @pytest.mark.parametrize(
