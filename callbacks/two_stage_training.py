@@ -124,6 +124,7 @@ class TwoStageTraining(Callback):
                 self._ends[self._index] = trainer.global_step  # the plateau was found right before the checkpoint
             self._set_estimator(pl_module)
             self._set_schedule_end(trainer)
+            rank_zero_info(self._describe(trainer, "resumed at"))
         else:
             self._begin(trainer, pl_module, 0)
 
@@ -165,33 +166,26 @@ class TwoStageTraining(Callback):
             self._ends[self._index] = trainer.global_step
 
     def _resolve_ends(self, trainer: Trainer) -> list[float]:
-        """The optimizer step before which each stage ends; infinite for one that waits for a plateau."""
+        """The optimizer step before which each stage ends, at least one step each; infinite for one that waits for a plateau."""
         total = trainer.estimated_stepping_batches
         epoch = steps_of_epoch(trainer)
-        ends: list[float] = []
-        for number, stage in enumerate(self.stages, 1):
-            if stage.until is None:
-                end: float = total
-            elif stage.until == "plateau":
-                end = math.inf
-            elif isinstance(stage.until, float):
-                if not math.isfinite(total):
-                    raise ValueError(
-                        f"stage {number} ends at {stage.until:g} of training, but training has no end; set trainer.max_epochs"
-                    )
-                end = round(stage.until * total)
-            else:
-                end = stage.until * epoch
-            if end < 1:
+        exact, ends = 0.0, [0.0]
+        for number, stage in enumerate(self.stages[:-1], 1):
+            if not isinstance(stage.until, int | float):
+                ends.append(math.inf)
+                continue
+            if isinstance(stage.until, float) and not math.isfinite(total):
                 raise ValueError(
-                    f"stage {number} ends at {stage.until} of training, before its first step; give it more"
+                    f"stage {number} ends at {stage.until:g} of training, but training has no end; set trainer.max_epochs"
                 )
-            known = [e for e in ends if math.isfinite(e)]
-            if known and number < len(self.stages) and end <= known[-1]:
+            end = stage.until * (total if isinstance(stage.until, float) else epoch)
+            if end <= exact:
                 raise ValueError(
-                    f"stage {number} ends at step {end:g}, not after the stage before it, at step {known[-1]:g}"
+                    f"stage {number} ends at step {end:g}, not after the stage before it, at step {exact:g}"
                 )
-            ends.append(end)
+            exact = end
+            ends.append(max(round(end), 1 + max(e for e in ends if math.isfinite(e))))  # a trial run is short
+        ends = [*ends[1:], total]
         for number, (stage, end) in enumerate(zip(self.stages[:-1], ends, strict=False), 1):
             if math.isfinite(end) and end >= total:
                 rank_zero_info(
@@ -210,11 +204,25 @@ class TwoStageTraining(Callback):
                 optimizer.state.clear()
         self._set_learning_rates(trainer)
         if index:
-            _forget_the_best(trainer)
-        rates = sorted({f"{group['lr']:.3g}" for optimizer in trainer.optimizers for group in optimizer.param_groups})
-        rank_zero_info(
-            f"stage {index + 1} of {len(self.stages)}: {stage.stage}, from step {trainer.global_step}, "
-            f"learning rate {', '.join(rates)}"
+            _forget_the_best(trainer, index)
+        rank_zero_info(self._describe(trainer, "from"))
+
+    def _describe(self, trainer: Trainer, since: str) -> str:
+        """A line for the log: where in training the stage is, and what the optimizer does."""
+        end = self._ends[self._index]
+        if math.isfinite(end):
+            until = f" to {end:g}"
+        else:
+            until = f" to a plateau of {self.monitor}" if self.stages[self._index].until == "plateau" else ""
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        decays = [group["weight_decay"] for group in groups if "weight_decay" in group and _decays(group)]
+        values = {"learning rate": [group["lr"] for group in groups], "weight decay": decays}
+        shown = [
+            f"{name} {' and '.join(f'{v:.3g}' for v in sorted(set(found)))}" for name, found in values.items() if found
+        ]
+        place = f"{since} step {trainer.global_step}{until}"
+        return ", ".join(
+            [f"stage {self._index + 1} of {len(self.stages)}: {self.stages[self._index].stage}", place, *shown]
         )
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -285,7 +293,7 @@ class TwoStageTraining(Callback):
         if decay is None and self._index == 0:
             return
         for group in optimizer.param_groups:
-            if "weight_decay" in group and group.get("name") != "no_decay":
+            if "weight_decay" in group and _decays(group):
                 group["weight_decay"] = decay or 0.0
 
     def _rates(self, index: int) -> list[float]:
@@ -353,10 +361,19 @@ def _has_weight_decay(optimizer: Optimizer) -> bool:
     return any("weight_decay" in part.defaults for part in parts)
 
 
-def _forget_the_best(trainer: Trainer) -> None:
+def _decays(group: dict[str, Any]) -> bool:
+    """Whether weight decay is meant for a group of parameters; see `training.groups`."""
+    return group.get("name") != "no_decay"
+
+
+def _forget_the_best(trainer: Trainer, number: int) -> None:
     """The best of one stage is no measure for the next: real weights beat binary ones. The files stay."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            if callback.best_model_score is not None:
+                rank_zero_info(
+                    f"best {callback.monitor} of stage {number}: {float(callback.best_model_score):.4g}, {callback.best_model_path}"
+                )
             callback.best_k_models, callback.kth_best_model_path = {}, ""
             callback.best_model_path, callback.best_model_score, callback.current_score = "", None, None
         elif isinstance(callback, EarlyStopping):

@@ -161,12 +161,20 @@ class Distiller:
     def _describe(self, given: Normalisation | None, own: Normalisation | None) -> str:
         count = sum(parameter.numel() for parameter in self.teacher.network.parameters())
         lines = [f"distillation from {self.config.teacher}: {count:,} parameters, {self.config.precision}"]
+        lines.append(f"loss = {self._formula()}")
         if own is not None and given is not None:
             lines.append(f"its images are renormalised from mean {list(given[0])} and std {list(given[1])} to {own}")
         if self.stages:
             pairs = (mine if mine == its else f"{mine} after {its}" for mine, its in self.stages)
             lines.append(f"attention transfer at {', '.join(pairs)}")
         return "; ".join(lines)
+
+    def _formula(self) -> str:
+        config = self.config
+        parts = [f"{config.weight:g} * divergence (temperature {config.temperature:g})"] if config.weight else []
+        parts += [f"{1 - config.weight:g} * label loss"] if config.weight < 1 else []
+        parts += [f"{config.attention:g} * attention"] if self.stages else []
+        return " + ".join(parts)
 
     def __call__(self, student: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's logits [B, K], and the terms `distillation` and `attention`, 0-dim and without their weights.

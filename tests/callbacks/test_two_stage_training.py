@@ -168,6 +168,40 @@ def test_accumulation_switches_between_optimizer_steps(tmp_path: Path) -> None:
     assert record.of("stage") == ["activations"] * 2 + ["both"] * 2
 
 
+def test_shares_of_a_short_run_are_at_least_a_step_each(tmp_path: Path) -> None:
+    stages = [TrainingStage("float", until=0.2), TrainingStage("activations", until=0.4), TrainingStage("both")]
+    for steps, expected in ((1, ["float"]), (3, ["float", "activations", "both"])):
+        record = Record()
+        trainer(tmp_path, TwoStageTraining(stages), record, epochs=1, max_steps=steps).fit(classifier(), data())
+        assert record.of("stage") == expected
+
+
+def test_the_log_says_where_a_run_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    best = ModelCheckpoint(tmp_path, monitor="score", mode="max", filename="{stage:.0f}", auto_insert_metric_name=False)
+    stages = [TrainingStage("activations", until=0.5, weight_decay=1e-4), TrainingStage("both", lr=1e-3)]
+
+    def fit(*callbacks: Callback, ckpt: Path | None = None) -> str:
+        caplog.clear()
+        with caplog.at_level("INFO"), contextlib.suppress(KeyboardInterrupt, SystemExit):
+            trainer(tmp_path, TwoStageTraining(stages), *callbacks, limit_val_batches=1).fit(
+                classifier(), data(), ckpt_path=ckpt
+            )
+        return caplog.text
+
+    log = fit(Scores([0.25, 0.5, 0.1, 0.2]), best)
+    assert "stage 1 of 2: activations, from step 0 to 8, learning rate 0.01, weight decay 0.0001" in log
+    assert f"best score of stage 1: 0.5, {tmp_path / '1.ckpt'}" in log
+    assert "stage 2 of 2: both, from step 8 to 16, learning rate 0.001, weight decay 0" in log
+    assert Path(best.best_model_path).name == "2.ckpt"
+    fit(StopAt(10, tmp_path / "stopped.ckpt"))
+    log = fit(ckpt=tmp_path / "stopped.ckpt")
+    assert "stage 2 of 2: both, resumed at step 10 to 16, learning rate 0.000854, weight decay 0" in log
+    waits = TwoStageTraining(switch="plateau", monitor="score", patience=9)
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="training ended in stage 1"):
+        trainer(tmp_path, Scores([0.1]), waits, epochs=1, limit_val_batches=1).fit(classifier(), data())
+    assert "from step 0 to a plateau of score" in caplog.text
+
+
 class Scores(Callback):
     """Logs given values as the validation's accuracy."""
 
@@ -433,7 +467,6 @@ def test_errors_of_later_stages_come_before_the_first_step(tmp_path: Path) -> No
         "weight_decay=0.1, but the optimizer has none", first, decay, optimizer=lambda g: torch.optim.Rprop(g, lr=0.1)
     )
     refused("KernelAnnealing moves", first, TrainingStage("both", scale=1.0), callbacks=(KernelAnnealing(),))
-    refused("before its first step", TrainingStage("activations", until=0.01), TrainingStage("both"))
     refused("there is no validation", TrainingStage("activations", until="plateau"), TrainingStage("both"))
     with pytest.raises(ValueError, match="switch=3 is of the two default stages"):
         TwoStageTraining([TrainingStage("both")], switch=3)

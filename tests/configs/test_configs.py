@@ -14,6 +14,7 @@ import yaml
 
 from design_lightning.cli import main
 from design_lightning.commands.recipes import Recipe
+from design_lightning.training.teacher import is_file
 
 FOLDER = Path(__file__).parents[2] / "configs"
 OVERLAYS = sorted((FOLDER / "overlays").glob("*.yaml"))
@@ -64,11 +65,16 @@ def smaller(file: Path) -> list[str]:
 
 
 def offline(file: Path) -> list[str]:
-    """Options for a run without a network and with few classes: random weights in place of those that timm downloads."""
-    model = parsed(file)["model"]["init_args"]
+    """Options for a run without a network and with few classes: random weights in place of downloaded ones, and of a file's."""
+    config = parsed(file)
+    model = config["model"]["init_args"]
     options = ["--model.pretrained", "false"] if model.get("pretrained") else []
     if "distillation" in model:
-        options += ["--model.distillation.pretrained", "false", "--model.distillation.teacher_args", "{num_classes: 2}"]
+        classes = 2 if config["data"]["class_path"] == "ImageFolder" else 10
+        options += ["--model.distillation.pretrained", "false"]
+        options += ["--model.distillation.teacher_args", f"{{num_classes: {classes}}}"]
+        if is_file(model["distillation"]["teacher"]):
+            options += ["--model.distillation.teacher", model["backbone"]]
     return options
 
 
@@ -93,8 +99,8 @@ def few_validated(file: Path) -> list[str]:
 
 
 def test_there_are_recipes_and_overlays() -> None:
-    assert len(FILES) >= 17
-    assert len(OVERLAYS) >= 3
+    assert len(FILES) >= 19
+    assert len(OVERLAYS) >= 4
 
 
 @each_recipe
@@ -154,13 +160,13 @@ def test_header_names_the_network_the_data_and_the_source(file: Path) -> None:
     model = config["model"]["init_args"]
     network, *rest = facts["network"].split(", ")
     assert network == model["backbone"]
-    binary = model["binary"]
+    binary = model["binary"] or {"activation": "float"}
     activation = binary.get("activation") or ("rsign" if binary.get("policy") == "reactnet" else "design")
-    expected = {"design": f"DeSign {binary.get('kernel')}", "sign": "Sign", "rsign": "RSign"}
+    expected = {"design": f"DeSign {binary.get('kernel')}", "sign": "Sign", "rsign": "RSign", "float": "float"}
     assert expected[activation] in rest
     assert facts["data"] == config["data"]["class_path"]
     assert facts["source"] == "ours" or "arXiv:" in facts["source"]
-    figure = r"\d\d\.\d \(.+\)"  # that of another method stands behind a dash
+    figure = r"\d\d\.\d\d? \(.+\)"  # that of another method stands behind a dash
     assert re.fullmatch(rf"-|- \(\w+ itself: \d\d\.\d\)|{figure}", facts["published"])
     assert re.fullmatch(rf"-|{figure}", facts["measured"])
     if activation == "design":
@@ -224,8 +230,9 @@ def test_stages_end_with_binary_weights_and_without_decay(file: Path) -> None:
     trainer = parsed(file)["trainer"]
     (callback,) = [c for c in trainer["callbacks"] if c["class_path"] == "TwoStageTraining"]
     stages = callback["init_args"]["stages"]
-    ends = [stage["until"] for stage in stages[:-1]]
-    assert [b - a for a, b in zip([0, *ends], [*ends, trainer["max_epochs"]], strict=True)] == [ends[0]] * len(stages)
+    epochs = trainer["max_epochs"]
+    ends = [round(stage["until"] * (epochs if stage["until"] < 1 else 1)) for stage in stages[:-1]]
+    assert [b - a for a, b in zip([0, *ends], [*ends, epochs], strict=True)] == [ends[0]] * len(stages)
     assert (stages[-1]["stage"], stages[-1]["weight_decay"]) == ("both", 0.0)
 
 
@@ -240,11 +247,13 @@ def test_staged_recipe_goes_through_its_stages(
     stages = callback["init_args"]["stages"]
     for number_, stage in enumerate(stages[:-1], 1):
         stage["until"] = number_
-    config["model"]["init_args"].pop("warmup_epochs", None)
+    for name in ("warmup_epochs", "backbone_args"):
+        config["model"]["init_args"].pop(name, None)
     Path(file.name).write_text(yaml.safe_dump(config), encoding="utf-8")
     tiny = ["--model.backbone", "test_resnet", "--model.distillation.teacher", "test_resnet", "--data.image_size", "32"]
     steps = ["--trainer.max_epochs", str(len(stages)), "--trainer.limit_train_batches", "2"]
-    rest = [*tiny_data("ImageFolder"), *SMALL, *tiny, *steps, "--trainer.log_every_n_steps", "1", *offline(file)]
+    data = tiny_data(config["data"]["class_path"])
+    rest = [*data, *SMALL, *offline(file), *tiny, *steps, "--trainer.log_every_n_steps", "1"]
     main(["fit", "--config", file.name, *rest])
     log = tmp_path / "runs" / file.stem / "version_0"
     with (log / "metrics.csv").open(newline="", encoding="utf-8") as opened:
@@ -256,6 +265,20 @@ def test_staged_recipe_goes_through_its_stages(
     assert binary
     assert set(binary) == {"both"}
     assert not any(key.startswith("teacher") for key in checkpoint["state_dict"])
+
+
+def test_a_recipe_learns_from_the_teacher_of_its_header(
+    tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [file for file in FILES if "First its teacher: " in file.read_text(encoding="utf-8")]
+    assert files
+    for file in files:
+        (teacher,) = re.findall(r"First its teacher: design-train (.+)", "\n".join(header(file)))
+        for command in (shlex.split(teacher), commands(file)[0]):
+            main([*command, *tiny_data(parsed(file)["data"]["class_path"]), *SMALL, *ONE_STEP, *smaller(file)])
+        checkpoint = parsed(file)["model"]["init_args"]["distillation"]["teacher"]
+        assert f"distillation from {checkpoint}" in caplog.text
 
 
 # Overlays
@@ -287,11 +310,11 @@ def test_command_of_an_overlay_trains_what_it_says(
     main([*command, *data, *SMALL, *ONE_STEP, *smaller(file), *offline(file), "--model.warmup_epochs", "0"])
     saved = parsed(tmp_path / "runs" / file.stem / "version_0" / "config.yaml")
     model, was = saved["model"]["init_args"], parsed(file)["model"]["init_args"]
-    changed = parsed(overlay)["model"]["init_args"]["binary"]
+    changed = parsed(overlay).get("model", {}).get("init_args", {}).get("binary", {})
     on_command_line = {option.rpartition(".")[2] for option in command if option.startswith("--model.binary.")}
     for key, value in changed.items():
         assert key in on_command_line or model["binary"][key] == value
-    for key, value in was["binary"].items():
+    for key, value in (was["binary"] or {}).items():
         assert key in changed or model["binary"][key] == value
     kinds = [callback["class_path"].rpartition(".")[2] for callback in saved["trainer"]["callbacks"]]
     added = [callback["class_path"] for callback in parsed(overlay).get("trainer", {}).get("callbacks+", [])]
@@ -319,7 +342,7 @@ def test_quicknet_runs_on_the_recipes_that_it_names(
 
 
 def test_quicknet_names_every_recipe() -> None:
-    others = re.findall(r"real2binary\w+|\w*bnn_vgg\w+", QUICKNET.read_text(encoding="utf-8"))
+    others = re.findall(r"real2binary\w+|\w*bnn_vgg\w+|float_\w+", QUICKNET.read_text(encoding="utf-8"))
     assert {*FOR_QUICKNET, *others, "quickstart"} == set(NAMES)
 
 
