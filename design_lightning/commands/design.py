@@ -1,0 +1,191 @@
+"""`design-train design`: the threshold kernel that scores best on images, or on a model's own pre-activations."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from design_lightning.commands.options import Options
+
+if TYPE_CHECKING:
+    from design_lightning.kernels.search import Maps, SearchConfig, SearchResult
+
+    Progress = Callable[[str, int, int], None]
+
+SCORES = ("tv", "weighted_tv", "mse", "psnr", "weighted_psnr", "residual_correlation", "mutual_information")
+
+
+def _options(command: str) -> Options:
+    options = Options(
+        command, "Searches all threshold kernels of a size for the one that scores best on images; writes it as JSON."
+    )
+    add = options.add_argument
+    add("--images", required=True, help="a folder of images; subfolders count")
+    add("--limit", type=int, default=1000, help="how many of them, taken at random")
+    add("--size", default="2x2", help="rows and columns: 2x2, 3x3, 1x4, ...")
+    add("--score", choices=SCORES, default="tv", help="what ranks the kernels; the others are shown, too")
+    add("--reference", choices=("relu", "grey"), help="the full-precision map of the scores (default: relu)")
+    add("--levels", help="codes, published, exact, or numbers 0.3,0.6,... (default: codes; with --model, published)")
+    add("--ties", choices=("on", "off"), default="on", help="the bit of a value that equals its threshold")
+    add(
+        "--min_share",
+        type=float,
+        default=0.01,
+        help="exclude a kernel with an entry whose rarer bit is rarer than this",
+    )
+    add("--symmetric", action="store_true", help="of 3x3, only kernels with corners alike and edges alike")
+    add(
+        "--family", choices=("none", "complement", "shift"), default="none", help="3-D kernels that follow from a slice"
+    )
+    add("--filters", type=int, default=16, help="random filters a seed")
+    add("--seeds", type=int, default=1, help="how many seeds of filters")
+    add("--seed", type=int, default=0, help="the first of them; also of the choice of images and the bootstrap")
+    add("--groups", type=int, default=20, help="of images, for the standard errors")
+    add("--keep", type=int, default=10, help="how many of the best to show")
+    add("--device", default="cpu", help="where to compute: cpu, cuda, ...")
+    add("--model", help="a network of timm, whose own pre-activations take the place of simulated maps")
+    add("--checkpoint", help="its weights: a .ckpt of design-train fit or a .safetensors of dl.save")
+    add("--image_size", type=int, help="pixels of the network's input, if not those that it was trained with")
+    add("--per_layer", action="store_true", help="a kernel for each binary layer of the network, written as overrides")
+    add("--out", help="the file to write (default: kernel.json; with --per_layer, overrides.yaml)")
+    add("--figure", help="a picture of the outcome to write: .png, .pdf or .svg")
+    add("--image", help="the image in it, if not the first of the folder")
+    add("--json", action="store_true", help="print JSON in place of the tables")
+    return options
+
+
+def main(command: str, args: Sequence[str]) -> None:
+    """Runs the search."""
+    given = _options(command).parse_args(args)
+    from design_lightning.kernels.search import ImageFolder, check_figure, read_grey, search_kernels
+
+    from_model = bool(given.model or given.checkpoint)
+    _check(given, from_model)
+    if given.figure:
+        check_figure(given.figure)
+    config = _config(given, from_model)
+    images = ImageFolder(given.images, given.limit, config.seed)
+    pictured = read_grey(given.image or images.paths[0]) if given.figure else None
+    with _progress(given.json) as progress:
+        source: ImageFolder | Maps = images
+        if from_model:
+            from design_lightning.commands.design_from_model import preactivations
+
+            source = preactivations(given.model, given.checkpoint, given.image_size, images.paths, config)
+        if given.per_layer:
+            from design_lightning.kernels.search import search_per_unit
+
+            found = search_per_unit(source, config, progress)
+        else:
+            found = {"": search_kernels(source, config, progress)}
+    _write(found, given.out)
+    if pictured is not None:
+        next(iter(found.values())).draw(given.figure, pictured)
+    _print(found, given)
+
+
+def _check(given: argparse.Namespace, from_model: bool) -> None:
+    """Refuses options that would be without effect, and gives `out` its default."""
+    needs = [name for name in ("image_size", "per_layer") if getattr(given, name) and not from_model]
+    if needs:
+        raise ValueError(f"--{needs[0]} goes with --model or --checkpoint")
+    if from_model and given.reference == "grey":
+        raise ValueError("--reference grey goes with simulated maps: leave it out with --model")
+    if from_model and given.levels == "codes":
+        raise ValueError("--levels codes goes with simulated maps: use published or exact with --model")
+    if given.per_layer and given.figure:
+        raise ValueError("--figure shows one kernel: leave out --per_layer")
+    if given.image and not given.figure:
+        raise ValueError("--image is what --figure shows: give --figure, too")
+    suffix = ".yaml" if given.per_layer else ".json"
+    given.out = given.out or ("overrides.yaml" if given.per_layer else "kernel.json")
+    if Path(given.out).suffix != suffix:
+        raise ValueError(f"--out is {given.out!r}, but what is written is a {suffix} file")
+
+
+def _config(given: argparse.Namespace, from_model: bool) -> "SearchConfig":
+    from design_lightning.kernels.search import SearchConfig
+
+    levels: Any = given.levels or ("published" if from_model else "codes")
+    if "," in levels:
+        try:
+            levels = tuple(float(level) for level in levels.split(","))
+        except ValueError as error:
+            raise ValueError(
+                f"--levels {given.levels!r}: give numbers with commas between, such as 0.3,0.6,1.0"
+            ) from error
+    names = [
+        "size",
+        "score",
+        "ties",
+        "min_share",
+        "symmetric",
+        "family",
+        "filters",
+        "seeds",
+        "seed",
+        "groups",
+        "keep",
+        "device",
+    ]
+    return SearchConfig(
+        levels=levels, reference=given.reference or "relu", **{name: getattr(given, name) for name in names}
+    )
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator["Progress | None"]:
+    """A bar for each stage on standard error, where a person looks at it."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<10}"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), expand=True) as bars:
+        tasks = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+def _write(found: dict[str, "SearchResult"], out: str) -> None:
+    """A kernel as JSON, or a kernel a layer as overrides of a configuration."""
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    if "" in found:
+        found[""].best.kernel.to_json(out)
+        return
+    import yaml
+
+    kernels = {
+        layer: {"kernel": [[list(row) for row in plane] for plane in result.best.kernel.levels]}
+        for layer, result in found.items()
+    }
+    text = yaml.safe_dump({"overrides": kernels}, sort_keys=False, default_flow_style=None, width=120)
+    Path(out).write_text(text, encoding="utf-8")
+
+
+def _print(found: dict[str, "SearchResult"], given: argparse.Namespace) -> None:
+    import json
+
+    if given.json:
+        one = {layer: json.loads(result.to_json()) for layer, result in found.items()}
+        print(json.dumps(one.get("", one), indent=2))
+        return
+    from rich.console import Console
+
+    from design_lightning.kernels.search.tables import layer_table
+
+    console = Console(highlight=False)
+    console.print(found[""].table() if "" in found else layer_table(found))
+    figure = f" and {given.figure}" if given.figure else ""
+    print(f"\nwritten: {given.out}{figure}")
+    use = f"kernel: {given.out}" if "" in found else f"the block of {given.out}"
+    print(f"use it: {use}, below `binary:` of a configuration")
