@@ -21,6 +21,7 @@ _KEY = re.compile(r'Parser key "([^"]+)"')
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _UNKNOWN_OPTION = re.compile(r"(?:Option|Key|Group|key|accept option) '([\w.]+)'")
 _NO_MODULE = re.compile(r"No module named '([^']+)'")
+_AMBIGUOUS = re.compile(r"Multiple subclasses with name (\w+)\..*? ambiguity: (.+?)\.?\n")
 _MISSING = re.compile(r"required: (.+)")
 _SECTIONS = ("trainer", "model", "data", "config", "seed_everything", "ckpt_path")
 _UNRECOGNIZED = re.compile(r"[Uu]nrecognized arguments: (.+)")
@@ -39,8 +40,14 @@ def explain(message: str, args: Sequence[str]) -> str:
     key = _last(_KEY.findall(message))
     if message.startswith("Problems parsing config"):
         return _not_yaml(args) or " ".join(message.split())
+    if found := _AMBIGUOUS.search(message):
+        name, classes = found.group(1), found.group(2).replace(", ", " or ")
+        return f"{_full_key(key, args)}several classes are called {name!r}: write {classes}{_where(name, args)}"
     if found := _MISSING.search(message):
-        missing = ", ".join(name.rpartition(".")[2] for name in found.group(1).split(", "))
+        names = [name.rpartition(".")[2] for name in found.group(1).split(", ")]
+        missing = ", ".join(names)
+        if not set(names) <= set(_SECTIONS):
+            return f"{_full_key(key, args)}{missing} is missing: a class that you chose needs it among its init_args"
         return f"no {missing} given: start from a recipe with --config NAME; design-train recipes lists them"
     if found := _UNKNOWN_OPTION.search(message):
         return _unknown_option(found.group(1), args)
@@ -52,16 +59,17 @@ def explain(message: str, args: Sequence[str]) -> str:
         return _unknown_option(word.lstrip("-").partition("=")[0], args)
     if found := _NO_MODULE.search(message):
         return f"{_full_key(key, args)}cannot import {found.group(1)!r}; is its folder on PYTHONPATH?"
-    if names := _UNKNOWN_CLASS.findall(message):
+    kinds = dict.fromkeys(a or b for a, b in _EXPECTED.findall(message))
+    kinds = {kind: None for kind in kinds if kind != "NoneType" and not kind.startswith(("path but", "typing"))}
+    if (names := _UNKNOWN_CLASS.findall(message)) and not {"float", "int", "bool"} & kinds.keys():
         name = _last(names)
         near = did_you_mean(name, _class_names(), show_all_below=0)
         return f"{_full_key(key, args)}unknown class {name!r}: {near}{_where(name, args)}"
     value = _last(_VALUE.findall(message)).strip()
     if value and not value.startswith("Namespace("):
         if choices := _CHOICE.search(message):
-            return f"{_full_key(key, args)}{value!r} is none of {choices.group(1)}{_where(value, args)}"
-        kinds = dict.fromkeys(a or b for a, b in _EXPECTED.findall(message))
-        kinds.pop("NoneType", None)
+            others = f", nor {' or '.join(kinds)}" if kinds else ""
+            return f"{_full_key(key, args)}{value!r} is none of {choices.group(1)}{others}{_where(value, args)}"
         if kinds:
             return f"{_full_key(key, args)}expected {' or '.join(kinds)}, not {value!r}{_where(value, args)}"
     text = " ".join(message.split())

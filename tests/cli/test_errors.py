@@ -13,6 +13,10 @@ BAD_FILES = {
         "model:\n  class_path: DesignClassifier\n  init_args:\n    binary:\n      kernal: 2x2_v1\ndata: FashionMNISTSubset\n"
     ),
     "callback.yaml": "model: DesignClassifier\ndata: FashionMNISTSubset\ntrainer:\n  callbacks:\n    - class_path: EarlyStoping\n",
+    "stages.yaml": (
+        "model: DesignClassifier\ndata: FashionMNISTSubset\ntrainer:\n  callbacks:\n    - class_path: TwoStageTraining\n"
+        "      init_args:\n        stages: [{stage: activations, until: soon}, {stage: both}]\n"
+    ),
     "trainer.yaml": "trainer:\n  max_epocs: 3\n",
     "broken.yaml": "trainer: [\n",
 }
@@ -66,6 +70,18 @@ def _in_a_folder_with_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ([*QUICK, "--data.root", "x"], 2, "'data.root' is no argument of the class chosen there"),
         ([*QUICK, "--trainer.max_epochs", "two"], 2, "trainer.max_epochs: expected int, not 'two'"),
         ([*QUICK, "--model.optimizer", "SDG"], 2, "model.optimizer: unknown class 'SDG': did you mean 'SGD'?"),
+        ([*QUICK, "--model.optimizer.lr", "high"], 2, "model.optimizer.lr: expected float, not 'high'"),
+        (
+            [*QUICK, "--model.scheduler", "ReduceLROnPlateau"],
+            2,
+            "several classes are called 'ReduceLROnPlateau': write torch.optim.lr_scheduler.ReduceLROnPlateau or lightning",
+        ),
+        ([*QUICK, "--model.scheduler", "StepLR"], 2, "step_size is missing: a class that you chose needs it"),
+        (
+            ["fit", "--config", "stages.yaml"],
+            2,
+            "until: 'soon' is none of 'plateau', nor int or float (stages.yaml, line 7)",
+        ),
         (
             [*QUICK, "--trainer.callbacks+=EarlyStoping"],
             2,
