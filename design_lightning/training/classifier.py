@@ -52,7 +52,8 @@ class DesignClassifier(LightningModule):
         num_classes: K; comes from the data if there is one.
         binary: how to binarize the backbone; null leaves it float.
         weights: a checkpoint of the same network whose weights are the start, as stage two starts from stage one; the stage is
-            that of `binary`.
+            that of `binary`. All else begins anew: optimizer, schedule, random numbers, the order of the images. To go on as
+            one run of both stages would, resume with `ckpt_path` and `TwoStageTraining`.
         pretrained: start from timm's pretrained weights, which become the latent weights.
         backbone_args: what else `timm.create_model` takes, such as `{drop_path_rate: 0.1}`.
         input_size: (C, H, W) of the images; comes from the data if there is one.

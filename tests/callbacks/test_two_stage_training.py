@@ -381,20 +381,64 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
-def test_stage_two_from_the_checkpoint_of_stage_one_by_hand(tmp_path: Path) -> None:
-    """Stage one as a run of its own, of its own number of epochs; then stage two from its last checkpoint."""
+def without_decay(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=1e-2)
 
-    def fit(epochs: int, ckpt: str | None, *callbacks: Callback) -> dict[str, Tensor]:
-        module = classifier(scheduler=LinearDecay)
-        two = TwoStageTraining(switch=2)
-        trainer(tmp_path, two, RandomStates(), *callbacks, epochs=epochs).fit(module, data(), ckpt_path=ckpt)
+
+def two_stages(tmp_path: Path, *callbacks: Callback, epochs: int = 4, ckpt: str | None = None) -> dict[str, Tensor]:
+    module = classifier(scheduler=LinearDecay)
+    staged = trainer(tmp_path, TwoStageTraining(switch=2), RandomStates(), *callbacks, epochs=epochs)
+    staged.fit(module, data(), ckpt_path=ckpt)
+    return weights(module)
+
+
+@pytest.mark.filterwarnings("ignore:training ended in stage 1")
+@pytest.mark.parametrize("knows_of_stages", [True, False])
+def test_stage_two_from_the_checkpoint_of_stage_one_by_hand(tmp_path: Path, knows_of_stages: bool) -> None:
+    """Stage one as a run of its own, of its own number of epochs; then stage two from its last checkpoint, as `ckpt_path`."""
+    last = ModelCheckpoint(tmp_path / "one", save_last=True)
+    if knows_of_stages:
+        two_stages(tmp_path, last, epochs=2)
+    else:
+        module = classifier(scheduler=LinearDecay, binary=dl.BinaryConfig(stage="activations"))
+        trainer(tmp_path, RandomStates(), last, epochs=2).fit(module, data())
+    by_hand = two_stages(tmp_path, ckpt=last.last_model_path)
+    for name, value in two_stages(tmp_path).items():
+        assert torch.equal(value, by_hand[name]), name
+
+
+class ImagesOfStageTwo(FewImages):
+    """In the order of the epochs from the third on."""
+
+    def train_dataloader(self) -> Any:
+        loader: Any = super().train_dataloader()
+        set_epoch = loader.sampler.set_epoch
+        loader.sampler.set_epoch = lambda epoch: set_epoch(epoch + 2)
+        return loader
+
+
+@pytest.mark.filterwarnings("ignore:training ended in stage 1")
+@pytest.mark.parametrize("stopped", [0, 3])
+def test_stage_two_as_a_run_of_its_own_from_the_weights_of_stage_one(tmp_path: Path, stopped: int) -> None:
+    """`weights` begin a new run: with the images and random numbers of stage two, what comes out is that of one run, too."""
+    last = ModelCheckpoint(tmp_path / "one", save_last=True)
+    two_stages(tmp_path, last, epochs=2)
+    states = torch.load(last.last_model_path, weights_only=True)["callbacks"]["RandomStates"]
+
+    def stage_two(*callbacks: Callback, ckpt: Path | None = None) -> dict[str, Tensor]:
+        module = classifier(scheduler=LinearDecay, optimizer=without_decay, weights=last.last_model_path)
+        random = RandomStates()
+        random.load_state_dict(states)
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
+            images = ImagesOfStageTwo(batch_size=16, image_size=28, num_workers=0)
+            trainer(tmp_path, random, *callbacks, epochs=2).fit(module, images, ckpt_path=ckpt)
         return weights(module)
 
-    whole = fit(4, None)
-    last = ModelCheckpoint(tmp_path / "one", save_last=True)
-    fit(2, None, last)
-    by_hand = fit(4, last.last_model_path)
-    assert all(torch.equal(value, by_hand[name]) for name, value in whole.items())
+    if stopped:
+        stage_two(StopAt(stopped, tmp_path / "stopped.ckpt"))
+    by_hand = stage_two(ckpt=tmp_path / "stopped.ckpt" if stopped else None)
+    for name, value in two_stages(tmp_path).items():
+        assert torch.equal(value, by_hand[name]), name
 
 
 def test_a_changed_list_of_stages_is_noticed(tmp_path: Path) -> None:
