@@ -32,7 +32,7 @@ class Moments:
     Args:
         cells: [G, U, P, K, B] pixels of each phase in each cell, by the bin of the reference.
         sums: [G, U, P, K] sum of the reference over them.
-        squares: [G, U] sum of the squared reference over all pixels.
+        squares: [G, U, P] sum of the squared reference over the pixels of each phase.
         pairs: [G, U, P, 2, K, K] pairs of a pixel and its right (0) or lower (1) neighbour, by both cells.
     """
 
@@ -114,7 +114,7 @@ class _Tables:
         self.cells = torch.zeros(places * self.kinds * self.bins, dtype=torch.float64)
         self.sums = torch.zeros(places * self.kinds, dtype=torch.float64)
         self.pairs = torch.zeros(places * 2 * self.kinds**2, dtype=torch.float64)
-        self.squares = torch.zeros(groups * self.units, dtype=torch.float64)
+        self.squares = torch.zeros(places, dtype=torch.float64)
 
     def add(self, batch: MapBatch) -> None:
         """Counts the pixels of a batch."""
@@ -140,8 +140,7 @@ class _Tables:
         bins = cell if self.exact_bins else (reference * BINS).long().clamp(0, BINS - 1)
         self.cells += _count((place * kinds + cell) * self.bins + bins, len(self.cells))
         self.sums += _count(place * kinds + cell, len(self.sums), reference)
-        squares = reference.square().sum((-2, -1)).cpu()
-        self.squares += torch.bincount(unit.flatten(), squares.flatten(), minlength=len(self.squares))
+        self.squares += _count(place, len(self.squares), reference.square())
         first = place * (2 * kinds * kinds) + cell * kinds
         self.pairs += _count(first[..., :-1] + cell[..., 1:], len(self.pairs))
         self.pairs += _count(first[..., :-1, :] + kinds * kinds + cell[..., 1:, :], len(self.pairs))
@@ -156,7 +155,7 @@ class _Tables:
         return Moments(
             self.cells.view(*places, self.kinds, self.bins),
             self.sums.view(*places, self.kinds),
-            self.squares.view(places[:2]),
+            self.squares.view(places),
             self.pairs.view(*places, 2, self.kinds, self.kinds),
         )
 

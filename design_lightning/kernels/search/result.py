@@ -26,7 +26,8 @@ class Candidate:
         kernel: its thresholds.
         pattern: its levels by their labels, row by row: `1 1; 0 3`, with ` | ` between the slices of a 3-D kernel.
         scores: by the names of `SCORES`.
-        errors: one standard error of each over groups of images, by bootstrap; empty where there is one group.
+        errors: one standard error of each over groups of images, by bootstrap; empty where there is one group. The filters,
+            and the mean and deviation that standardise them, are held.
         unit_errors: one standard error of each over units, which are random filters, or layers; empty where there is one.
         ranks: 1 and the number of better candidates: among those kept or, if it is excluded itself, among all.
         excluded: why it is, or empty.

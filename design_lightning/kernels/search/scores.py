@@ -11,7 +11,8 @@ With o = 1 where the map reaches the threshold of its phase, else 0, and r the f
     mutual_information    I(r; o | phase) in bits: what a bit says of the reference to one who knows the kernel
 
 Each is of a unit (a filter of a seed, or a layer of a network), over the pixels of all images alike, and then averaged over
-units. What this makes of each:
+units. Each place of the kernel counts alike, and so does each pair of places, however many pixels they meet: a mean over pixels
+would prefer the phase in which a kernel meets the edge of the map well. What this makes of each:
 
     tv, weighted_tv            sums over the kernel's neighbouring places of one table of two levels
     mse, mutual_information    sums over the kernel's places of one table of one level
@@ -79,17 +80,18 @@ class Scorer:
         weight = torch.tensor(alphabet.values, dtype=torch.float64, device=device) / alphabet.peak
         self._levels = len(alphabet.values)
         self._neighbours = _neighbours(rows, columns)
-        pixels = cells.sum((1, 2, 3))[:, None, None]  # [U, 1, 1]
+        pixels = cells.sum((2, 3))[:, :, None]  # [U, P, 1]
+        whole = pixels * pixels.shape[1]  # by which a place's sums are divided, so that the places' sum is their mean
         joint = _from(cells, 2)[:, :, cut]  # [U, P, L, B]: pixels at or above a level
-        self.shares: Tensor = joint.sum((0, 3)) / cells.sum((0, 2, 3))[:, None]
+        self.shares: Tensor = joint.sum((0, 3)) / pixels.sum(0)
         """[P, L]: the share of ones at each place with each level, over all units."""
-        ones, sums_on = joint.sum(3) / pixels, _from(sums, 2)[:, :, cut] / pixels  # [U, P, L]
-        self._mean = sums.sum((1, 2)) / pixels[:, 0, 0]
-        self._square = squares / pixels[:, 0, 0]
-        everywhere = self._square[:, None, None] * (cells.sum((2, 3)) / pixels[:, 0])[:, :, None]
+        ones, sums_on = joint.sum(3) / whole, _from(sums, 2)[:, :, cut] / whole  # [U, P, L]
+        self._mean = (sums / whole).sum((1, 2))
+        everywhere = squares[:, :, None] / whole
+        self._square = everywhere.sum((1, 2))
         error = everywhere - 2 * sums_on + ones
         weighted = everywhere - 2 * weight * sums_on + weight.square() * ones
-        information = _information(joint, cells.sum(2)[:, :, None]) / pixels
+        information = _information(joint, cells.sum(2)[:, :, None]) / whole
         # [P L, 2] and [P L, U, 4]: looked up by products with the one-hot codes, which is a sum over places.
         self._linear = torch.stack([error.mean(0), information.mean(0)], -1).flatten(0, 1)
         self._by_unit = torch.stack([error, weighted, ones, sums_on], -1).movedim(0, 2).flatten(0, 1)
@@ -164,12 +166,13 @@ def _information(on: Tensor, all_bits: Tensor) -> Tensor:
 
 
 def _variation(pairs: Tensor, cut: Tensor, weight: Tensor) -> Tensor:
-    """Variation, and weighted variation, of pairs [U, P, 2, K, K]: [U, P, 2, L, L, 2], as shares of all pairs of a unit."""
+    """Variation, and weighted variation, of pairs [U, P, 2, K, K]: [U, P, 2, L, L, 2], whose sum over P and 2 is a mean."""
     reaching = _from(_from(pairs, 3), 4)
     both = reaching[..., cut, :][..., cut]
     first = reaching[..., cut, 0][..., :, None] - both
     second = reaching[..., 0, cut][..., None, :] - both
     first_weight, second_weight = weight[:, None], weight[None, :]
     weighted = first_weight.abs() * first + second_weight.abs() * second + (first_weight - second_weight).abs() * both
-    total = pairs.sum((1, 2, 3, 4)).clamp_min(1).view(-1, 1, 1, 1, 1, 1)
-    return torch.stack([first + second, weighted], -1) / total
+    count = pairs.sum((3, 4))  # none where the map is no larger than the kernel
+    whole = count.clamp_min(1) * (count > 0).sum((1, 2)).view(-1, 1, 1)
+    return torch.stack([first + second, weighted], -1) / whole[..., None, None, None]

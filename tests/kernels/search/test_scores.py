@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from design_lightning.binary import Sign
 from design_lightning.kernels import PUBLISHED_LEVELS, lloyd_max_half_normal
 from design_lightning.kernels.search import (
     SCORES,
@@ -81,8 +82,8 @@ def _scores_of_unit(
 ) -> dict[str, float]:
     rows, columns = len(kernel), len(kernel[0])
     count, height, width = maps.shape
-    variation, weighted_variation, errors, weighted_errors, residuals, signal = [], [], [], [], [], []
-    seen: dict[tuple[int, int], list[tuple[float, int]]] = {}
+    pixels: dict[tuple[int, int], list[tuple[float, int, float]]] = {}  # by phase: reference, bit, weighted bit
+    variation: dict[tuple[int, int, str], list[tuple[int, float]]] = {}  # by phase and direction: plain, weighted
     for n in range(count):
         bits = [[0] * width for _ in range(height)]
         weighted = [[0.0] * width for _ in range(height)]
@@ -91,28 +92,35 @@ def _scores_of_unit(
             value, reference = np.float32(maps[n, i, j]), float(references[n, i, j])
             bits[i][j] = int(value >= threshold if ties else value > threshold)
             weighted[i][j] = bits[i][j] * kernel[i % rows][j % columns] / peak
-            errors.append((reference - bits[i][j]) ** 2)
-            weighted_errors.append((reference - weighted[i][j]) ** 2)
-            residuals.append(reference - bits[i][j])
-            signal.append(reference)
-            kind = reference if bins is None else min(max(int(reference * bins), 0), bins - 1)
-            seen.setdefault((i % rows, j % columns), []).append((kind, bits[i][j]))
+            pixels.setdefault((i % rows, j % columns), []).append((reference, bits[i][j], weighted[i][j]))
         for i, j in product(range(height), range(width)):
-            for k, m in ((i, j + 1), (i + 1, j)):
+            for k, m, way in ((i, j + 1, "right"), (i + 1, j, "down")):
                 if k < height and m < width:
-                    variation.append(abs(bits[i][j] - bits[k][m]))
-                    weighted_variation.append(abs(weighted[i][j] - weighted[k][m]))
-    error, weighted_error = np.mean(errors), np.mean(weighted_errors)
-    constant = np.std(residuals) < 1e-9 or np.std(signal) < 1e-9
+                    change = abs(bits[i][j] - bits[k][m]), abs(weighted[i][j] - weighted[k][m])
+                    variation.setdefault((i % rows, j % columns, way), []).append(change)
+    # Each phase counts alike, and so does each pair of phases.
+    error = np.mean([np.mean([(r - o) ** 2 for r, o, _ in phase]) for phase in pixels.values()])
+    weighted_error = np.mean([np.mean([(r - w) ** 2 for r, _, w in phase]) for phase in pixels.values()])
+    residual = np.array([r - o for phase in pixels.values() for r, o, _ in phase])
+    signal = np.array([r for phase in pixels.values() for r, _, _ in phase])
+    importance = np.array([1 / len(phase) for phase in pixels.values() for _ in phase])
+    spread = np.cov(residual, signal, aweights=importance, ddof=0)
+    constant = spread[0, 0] < 1e-16 or spread[1, 1] < 1e-16
     return {
-        "tv": float(np.mean(variation)),
-        "weighted_tv": float(np.mean(weighted_variation)),
+        "tv": float(np.mean([np.mean([plain for plain, _ in pairs]) for pairs in variation.values()])),
+        "weighted_tv": float(np.mean([np.mean([weighted for _, weighted in pairs]) for pairs in variation.values()])),
         "mse": float(error),
         "psnr": 10 * math.log10(1 / error),
         "weighted_psnr": 10 * math.log10(1 / weighted_error),
-        "residual_correlation": 0.0 if constant else abs(float(np.corrcoef(residuals, signal)[0, 1])),
-        "mutual_information": sum(_information(pairs) * len(pairs) for pairs in seen.values()) / len(errors),
+        "residual_correlation": 0.0 if constant else abs(spread[0, 1]) / math.sqrt(spread[0, 0] * spread[1, 1]),
+        "mutual_information": float(
+            np.mean([_information([(_bin(r, bins), o) for r, o, _ in phase]) for phase in pixels.values()])
+        ),
     }
+
+
+def _bin(reference: float, bins: int | None) -> float:
+    return reference if bins is None else min(max(int(reference * bins), 0), bins - 1)
 
 
 def _information(pairs: list[tuple[float, int]]) -> float:
@@ -210,20 +218,21 @@ def test_symmetric_3x3_equals_the_same_kernels_among_all(blobs: torch.Tensor, re
 
 
 @pytest.mark.parametrize("code", range(6))
-def test_a_constant_kernel_scores_as_sign_with_that_shift(blobs: torch.Tensor, code: int) -> None:
-    config = SearchConfig("2x2", levels="published", filters=2, min_share=0)
-    found = search_kernels(blobs, config).values[:, code * (1 + 6 + 36 + 216)]
+@pytest.mark.parametrize("size", ["1x1", "2x2", "3x2"])
+def test_a_constant_kernel_scores_as_sign_with_that_shift(blobs: torch.Tensor, size: str, code: int) -> None:
+    config = SearchConfig(size, levels="published", filters=2, min_share=0)
+    constant = code * sum(6**i for i in range(config.candidates.places))
+    found = dict(zip(SCORES, search_kernels(blobs, config).values[:, constant].tolist(), strict=True))
     maps = standardised(simulated(blobs, 2, 0))
     threshold = LEVELS["published"][code]
-    sign = np.where(np.float32(maps) - np.float32(threshold) >= 0, 1, 0)  # Sign of the map less its shift, as 0 and 1
-    right = np.abs(np.diff(sign, axis=-1)).sum((0, 2, 3)) + np.abs(np.diff(sign, axis=-2)).sum((0, 2, 3))
-    pairs = np.diff(sign, axis=-1)[:, 0].size + np.diff(sign, axis=-2)[:, 0].size
-    mse = ((np.maximum(maps, 0) / LEVELS["published"][-1] - sign) ** 2).mean()
-    assert found[0].item() == pytest.approx((right / pairs).mean(), abs=1e-6)
-    assert found[2].item() == pytest.approx(mse, abs=1e-6)
-    one = search_kernels(blobs, SearchConfig("1x1", levels="published", filters=2, min_share=0)).values[:, code]
-    assert found[:6].numpy() == pytest.approx(one[:6].numpy(), abs=1e-6)
-    assert found[6].item() == pytest.approx(one[6].item(), abs=0.05)  # which counts few pixels for each of four phases
+    sign = (Sign()(torch.from_numpy(maps - np.float32(threshold))).numpy() + 1) / 2
+    error = (np.maximum(maps, 0) / LEVELS["published"][-1] - sign) ** 2
+    phases = list(product(range(config.rows), range(config.columns)))
+    places = [(..., slice(i, None, config.rows), slice(j, None, config.columns)) for i, j in phases]
+    changes = [np.abs(np.diff(sign, axis=axis))[place].mean() for place in places for axis in (-1, -2)]
+    assert found["tv"] == pytest.approx(np.mean(changes), abs=1e-6)
+    assert found["weighted_tv"] == pytest.approx(np.mean(changes) * threshold / LEVELS["published"][-1], abs=1e-6)
+    assert found["mse"] == pytest.approx(np.mean([error[place].mean() for place in places]), abs=1e-6)
 
 
 def test_the_share_of_ones_is_that_of_the_maps(blobs: torch.Tensor) -> None:
