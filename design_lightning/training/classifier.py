@@ -64,7 +64,8 @@ class DesignClassifier(LightningModule):
         distillation: a teacher, whose outputs are learned in place of the labels or beside them; the loss of evaluation stays
             that of the labels. A checkpoint holds nothing of it.
         mixing: mixup and cutmix of training images.
-        optimizer: from parameter groups to an optimizer. Its `weight_decay` does not apply to norms, biases and scales.
+        optimizer: from parameter groups to an optimizer; one that a YAML names without `weight_decay` has none. Its
+            `weight_decay` does not apply to norms, biases and scales.
         scheduler: from an optimizer to a scheduler, or null for a constant rate.
         scheduler_interval: whether the scheduler goes by optimizer `step` or `epoch`.
         warmup_steps: optimizer steps over which the learning rate rises linearly.
@@ -93,7 +94,7 @@ class DesignClassifier(LightningModule):
         loss: nn.Module | None = None,
         distillation: Distillation | None = None,
         mixing: MixupCutmix | None = None,
-        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-3, weight_decay=1e-5),
+        optimizer: OptimizerCallable = lambda groups: torch.optim.Adam(groups, lr=1e-3),
         scheduler: LRSchedulerCallable | None = CosineDecay,
         scheduler_interval: Literal["step", "epoch"] = "step",
         warmup_steps: int = 0,

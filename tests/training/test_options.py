@@ -91,6 +91,31 @@ data: {init_args: {batch_size: 4}}
     assert all(group["params"] for group in groups)
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD"])
+def test_an_optimizer_of_a_yaml_has_no_weight_decay_that_nobody_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        f"""
+trainer: {{max_steps: 1, limit_val_batches: 1, accelerator: cpu}}
+model:
+  class_path: DesignClassifier
+  init_args:
+    backbone: resnet18_cifar
+    backbone_args: {{width: 0.125}}
+    latent_weight_decay: null
+    optimizer: {{class_path: {name}, init_args: {{lr: 0.03}}}}
+    scheduler: null
+data: {{class_path: FashionMNISTSubset, init_args: {{batch_size: 4}}}}
+"""
+    )
+    main(["fit", "--config", "mine.yaml"])
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    (optimizer,) = torch.load(checkpoint, weights_only=True)["optimizer_states"]
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer["param_groups"]] == [(0.03, 0.0)] * 3
+
+
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("warmup_epochs", [0.5, 1.0])
 def test_warm_up_in_epochs_goes_by_optimizer_steps(tmp_path: Path, accumulate: int, warmup_epochs: float) -> None:
