@@ -23,35 +23,55 @@ def _options(command: str) -> Options:
     )
     add = options.add_argument
     add("--images", required=True, help="a folder of images; subfolders count")
-    add("--limit", type=int, default=1000, help="how many of them, taken at random")
-    add("--size", default="2x2", help="rows and columns: 2x2, 3x3, 1x4, ...")
-    add("--score", choices=SCORES, default="tv", help="what ranks the kernels; the others are shown, too")
-    add("--reference", choices=("relu", "grey"), help="the full-precision map of the scores (default: relu)")
-    add("--levels", help="codes, published, exact, or numbers 0.3,0.6,... (default: codes; with --model, published)")
-    add("--ties", choices=("on", "off"), default="on", help="the bit of a value that equals its threshold")
+    add("--limit", type=int, default=1000, help="how many of them, taken at random (%(default)s)")
+    add("--size", default="2x2", help="rows and columns: 2x2, 3x3, 1x4, ... (%(default)s)")
+    add(
+        "--score",
+        choices=SCORES,
+        default="tv",
+        metavar="SCORE",
+        help=f"what ranks them: {', '.join(SCORES)} (%(default)s)",
+    )
+    add(
+        "--reference",
+        choices=("relu", "grey"),
+        help="of scores that compare with it: the map after ReLU, or the image (relu)",
+    )
+    add("--levels", help="codes, published, exact, or numbers 0.3,0.6,... (codes; with --model, published)")
+    add(
+        "--ties", choices=("on", "off"), default="on", help="the bit of a value that equals its threshold (%(default)s)"
+    )
     add(
         "--min_share",
         type=float,
         default=0.01,
-        help="exclude a kernel with an entry whose rarer bit is rarer than this",
+        help="exclude a kernel if an entry's rarer bit is rarer (%(default)s; 0: none)",
     )
     add("--symmetric", action="store_true", help="of 3x3, only kernels with corners alike and edges alike")
     add(
-        "--family", choices=("none", "complement", "shift"), default="none", help="3-D kernels that follow from a slice"
+        "--family",
+        choices=("none", "complement", "shift"),
+        default="none",
+        help="3-D kernels: a slice and its complement, or three shifts of it (%(default)s)",
     )
-    add("--filters", type=int, default=16, help="random filters a seed")
-    add("--seeds", type=int, default=1, help="how many seeds of filters")
-    add("--seed", type=int, default=0, help="the first of them; also of the choice of images and the bootstrap")
-    add("--groups", type=int, default=20, help="of images, for the standard errors")
-    add("--keep", type=int, default=10, help="how many of the best to show")
-    add("--device", default="cpu", help="where to compute: cpu, cuda, ...")
+    add("--filters", type=int, default=16, help="random filters a seed (%(default)s)")
+    add("--seeds", type=int, default=1, help="how many seeds of filters (%(default)s)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="the first of them; also of the images taken and the bootstrap (%(default)s)",
+    )
+    add("--groups", type=int, default=20, help="of images, for the standard errors (%(default)s)")
+    add("--keep", type=int, default=10, help="how many of the best to show (%(default)s)")
+    add("--device", default="cpu", help="where to compute: cpu, cuda, ... (%(default)s)")
     add("--model", help="a network of timm, whose own pre-activations take the place of simulated maps")
     add("--checkpoint", help="its weights: a .ckpt of design-train fit or a .safetensors of dl.save")
-    add("--image_size", type=int, help="pixels of the network's input, if not those that it was trained with")
+    add("--image_size", type=int, help="pixels of the network's input (those that it was trained with)")
     add("--per_layer", action="store_true", help="a kernel for each binary layer of the network, written as overrides")
-    add("--out", help="the file to write (default: kernel.json; with --per_layer, overrides.yaml)")
+    add("--out", help="the file to write (kernel.json; with --per_layer, overrides.yaml)")
     add("--figure", help="a picture of the outcome to write: .png, .pdf or .svg")
-    add("--image", help="the image in it, if not the first of the folder")
+    add("--image", help="the image in it (the first one taken)")
     add("--json", action="store_true", help="print JSON in place of the tables")
     return options
 

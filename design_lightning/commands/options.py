@@ -20,7 +20,6 @@ class Options(argparse.ArgumentParser):
             prog=f"design-train {command}",
             description=description,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
 
     def error(self, message: str) -> NoReturn:

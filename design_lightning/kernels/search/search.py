@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from design_lightning._names import did_you_mean
+from design_lightning._names import did_you_mean, in_a_line
 from design_lightning.kernels.kernel import ThresholdKernel
 from design_lightning.kernels.published import PUBLISHED
 from design_lightning.kernels.search.alphabet import Alphabet, Codes, LevelsName
@@ -88,6 +88,10 @@ class SearchConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}")
         _ = self.candidates
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {self.device!r} is not to be had here: {in_a_line(error)}") from error
 
     @property
     def rows(self) -> int:
