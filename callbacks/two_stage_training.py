@@ -124,7 +124,8 @@ class TwoStageTraining(Callback):
                 self._ends[self._index] = trainer.global_step  # the plateau was found right before the checkpoint
             self._set_estimator(pl_module)
             self._set_schedule_end(trainer)
-            rank_zero_info(self._describe(trainer, "resumed at"))
+            if trainer.global_step < self._ends[self._index]:  # else the next begins at once, and says so
+                rank_zero_info(self._describe(trainer, "resumed at"))
         else:
             self._begin(trainer, pl_module, 0)
 

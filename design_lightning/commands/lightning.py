@@ -132,6 +132,15 @@ class DesignCLI(LightningCLI):
 
     before_test = before_predict = before_validate
 
+    def fit(self, **arguments: Any) -> None:
+        """Trains, and says how a run that was stopped goes on."""
+        try:
+            self.trainer.fit(**arguments)
+        except (SIGTERMException, SystemExit):
+            if self.trainer.is_global_zero:
+                print(_how_to_go_on(self.trainer), file=sys.stderr)
+            raise
+
     def after_fit(self) -> None:
         """Prints what came out, and the next command."""
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every process: it is a collective
@@ -255,6 +264,15 @@ def _resolved(name: str, value: Any) -> Any:
         if name == "binary" and isinstance(value, Namespace)
         else value or None
     )
+
+
+def _how_to_go_on(trainer: Trainer) -> str:
+    checkpoint = trainer.checkpoint_callback
+    path = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
+    stopped = f"stopped at step {trainer.global_step}"
+    if not path:
+        return f"{stopped}, before a checkpoint of this run was saved"
+    return f"{stopped}; to go on from the last checkpoint: the same command with --ckpt_path {shlex.quote(path)}"
 
 
 def _outcome(trainer: Trainer, folder: str) -> str:

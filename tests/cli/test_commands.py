@@ -324,13 +324,21 @@ def test_saved_configuration_holds_what_the_data_set(tmp_path: Path, monkeypatch
     assert saved["input_size"] == [1, 28, 28]
 
 
-def test_a_fit_that_is_terminated_does_not_end_as_a_success(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)])
+def test_a_fit_that_is_stopped_is_no_success_and_says_how_to_go_on(
+    tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
     program = Path(sys.executable).with_name("design-train")
-    process = subprocess.Popen([str(program), *FIT[:5]], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    short = ["--trainer.max_epochs", "9999", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1"]
+    process = subprocess.Popen(
+        [str(program), *FIT[:5], *short], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("config.yaml")) and time.monotonic() < deadline:
+    while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    time.sleep(2)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
+    process.send_signal(sent)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == code
+    stopped = printed.partition("stopped at step ")[2]
+    assert "to go on from the last checkpoint: the same command with --ckpt_path " in stopped
+    assert (tmp_path / stopped.partition("--ckpt_path ")[2].split()[0]).is_file()
