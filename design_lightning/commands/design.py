@@ -132,10 +132,9 @@ def _config(given: argparse.Namespace, from_model: bool) -> "SearchConfig":
     if "," in levels:
         try:
             levels = tuple(float(level) for level in levels.split(","))
-        except ValueError as error:
-            raise ValueError(
-                f"--levels {given.levels!r}: give numbers with commas between, such as 0.3,0.6,1.0"
-            ) from error
+        except ValueError:
+            message = f"--levels {given.levels!r}: give numbers with commas between, such as 0.3,0.6,1.0"
+            raise ValueError(message) from None
     names = [
         "size",
         "score",

@@ -112,10 +112,13 @@ def _network(name: str | None, checkpoint: str | None) -> tuple[nn.Module, Input
 
 
 def _view_of(model: nn.Module, given: dict[str, Any]) -> InputView:
-    """From the run that wrote a checkpoint, else from timm's configuration of the network."""
+    """From the run that wrote a checkpoint, else from timm's configuration, which may be of colour where the network is not."""
     known = getattr(model, "pretrained_cfg", None) or {}
-    size, mean, std = (given.get(key) or known[key] for key in ("input_size", "mean", "std"))
-    return InputView(tuple(size), tuple(mean), tuple(std))
+    (_, height, width), mean, std = (given.get(key) or known[key] for key in ("input_size", "mean", "std"))
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), len(mean))
+    if len(mean) != channels:
+        mean, std = ([sum(values) / len(values)] * channels for values in (mean, std))
+    return InputView((channels, height, width), tuple(mean), tuple(std))
 
 
 def _in_standard_deviations(layer: BinaryLayer, x: Tensor) -> Tensor | None:

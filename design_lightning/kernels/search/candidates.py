@@ -45,14 +45,19 @@ class Candidates:
             raise ValueError(f"unknown family {self.family!r}: use one of {', '.join(get_args(Family))}")
         if self.symmetric and (self.rows, self.columns) != (3, 3):
             raise ValueError(f"size {size}: only 3x3 has the symmetry corner, edge, centre; leave `symmetric` out")
-        if len(self) > MOST:
+        if self.count > MOST:
             raise ValueError(
-                f"size {size} with {self.levels} levels has {len(self):,} candidates, more than {MOST:,}: use a smaller size "
+                f"size {size} with {self.levels} levels has {self.count:,} candidates, more than {MOST:,}: use a smaller size "
                 "(3x3, 2x4, ...) or fewer levels"
             )
 
     def __len__(self) -> int:
-        return self.levels ** (3 if self.symmetric else self.places)
+        return self.count
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(self.levels ** (3 if self.symmetric else self.places))
 
     @property
     def places(self) -> int:
