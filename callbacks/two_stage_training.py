@@ -180,9 +180,10 @@ class TwoStageTraining(Callback):
                     f"stage {number} ends at {stage.until:g} of training, but training has no end; set trainer.max_epochs"
                 )
             end = stage.until * (total if isinstance(stage.until, float) else epoch)
-            if end <= exact:
+            if end <= exact and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # the Trainer sets it in a connector
                 raise ValueError(
-                    f"stage {number} ends at step {end:g}, not after the stage before it, at step {exact:g}"
+                    f"stage {number} ends at step {end:g} (until {stage.until:g}), not after the stage before it, at step "
+                    f"{exact:g}; let `until` rise from stage to stage, and give all in epochs or all in shares of training"
                 )
             exact = end
             ends.append(max(round(end), 1 + max(e for e in ends if math.isfinite(e))))  # a trial run is short

@@ -174,6 +174,10 @@ def test_shares_of_a_short_run_are_at_least_a_step_each(tmp_path: Path) -> None:
         record = Record()
         trainer(tmp_path, TwoStageTraining(stages), record, epochs=1, max_steps=steps).fit(classifier(), data())
         assert record.of("stage") == expected
+    record = Record()
+    stages = [TrainingStage("float", until=1), TrainingStage("activations", until=0.5), TrainingStage("both")]
+    trainer(tmp_path, TwoStageTraining(stages), record, fast_dev_run=3).fit(classifier(), data())
+    assert record.of("stage") == ["float"] * 3
 
 
 def test_the_log_says_where_a_run_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -483,7 +487,10 @@ def test_wrong_lists_are_refused(stages: list[TrainingStage], message: str) -> N
 
 def test_what_does_not_fit_the_run_is_refused(tmp_path: Path) -> None:
     stages = [TrainingStage("float", until=3), TrainingStage("activations", until=0.25), TrainingStage("both")]
-    with pytest.raises(ValueError, match="stage 2 ends at step 4, not after the stage before it, at step 12"):
+    with pytest.raises(
+        ValueError,
+        match=r"stage 2 ends at step 4 \(until 0.25\), not after the stage before it, at step 12; let `until` rise",
+    ):
         trainer(tmp_path, TwoStageTraining(stages)).fit(classifier(), data())
     torchs = partial(torch.optim.lr_scheduler.StepLR, step_size=5)
     with pytest.raises(ValueError, match="cannot start anew with StepLR"):
