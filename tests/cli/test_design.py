@@ -130,7 +130,7 @@ class TestOfAModel:
         options = ("--limit", "8", "--checkpoint", checkpoint, "--model", "resnet20_cifar", "--figure", "found.png")
         design(pictures, *options)
         output, error = capsys.readouterr()
-        assert "8 images, 18 units; reference relu, levels published" in " ".join(output.split())
+        assert "8 images, 18 layers; reference relu, levels published" in " ".join(output.split())
         assert "random weights" not in error
         assert dl.ThresholdKernel.from_json("kernel.json").shape == (1, 2, 2)
         saved = dl.save(dl.load(checkpoint), "net.safetensors", {"width": 0.25})
@@ -156,7 +156,7 @@ class TestOfAModel:
         design(pictures, "--limit", "2", "--model", "resnet20_cifar", "--min_share", "0")
         output, error = capsys.readouterr()
         assert "no --checkpoint given, so the network has random weights" in error
-        assert "2 images, 18 units" in output
+        assert "2 images, 18 layers" in output
 
     def test_layers_too_small_are_named(self, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
         options = ("--limit", "2", "--model", "resnet20_cifar", "--image_size", "8", "--size", "3x3", "--symmetric")

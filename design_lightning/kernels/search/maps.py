@@ -1,6 +1,6 @@
 """The maps that a search thresholds: simulated from images, as the authors of DeSign did."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,6 +12,7 @@ from design_lightning.kernels.search.alphabet import Alphabet
 from design_lightning.kernels.search.images import Images
 
 Reference = Literal["relu", "grey"]
+Progress = Callable[[int, int], None]
 PIXELS = 1 << 21
 """How many values of maps are looked at in one go: about 200 MB of work space."""
 
@@ -67,6 +68,7 @@ class SimulatedMaps:
         filters: how many random filters for each seed.
         seeds: of the filters. A unit is a filter of a seed.
         device: where to compute.
+        progress: of the time before: called with the number of images done and of all.
 
     Raises:
         ValueError: while reading, if an image is smaller than the filter, or all images are constant.
@@ -80,8 +82,10 @@ class SimulatedMaps:
         filters: int = 16,
         seeds: Sequence[int] = (0,),
         device: torch.device | str = "cpu",
+        progress: Progress | None = None,
     ) -> None:
         self._images = images
+        self._progress = progress
         self._alphabet = alphabet
         self._reference = reference
         self._device = device
@@ -114,11 +118,13 @@ class SimulatedMaps:
     def _standardisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each filter over all images: [C, 1, 1]."""
         sums = torch.zeros(3, len(self.filters), dtype=torch.float64)
-        for _, _, chosen, convolved in self._convolved():
+        for first, grey, chosen, convolved in self._convolved():
             exact = convolved.double()
             sums[0, chosen] += exact[:, 0].numel()
             sums[1, chosen] += exact.sum((0, 2, 3)).cpu()
             sums[2, chosen] += exact.square().sum((0, 2, 3)).cpu()
+            if self._progress is not None:
+                self._progress(first + len(grey), self.image_count)
         mean = sums[1] / sums[0]
         deviation = (sums[2] / sums[0] - mean.square()).clamp_min(0).sqrt()
         if not bool((deviation > 0).all()):

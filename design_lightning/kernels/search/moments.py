@@ -5,16 +5,14 @@ neighbours depends on two entries, always the same two. So a candidate needs no 
 each phase, how many pixels reach each level, and for each phase and its neighbour, how many pairs reach each two levels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from design_lightning.kernels.search.maps import MapBatch, Maps
-
-Progress = Callable[[int, int], None]
+from design_lightning.kernels.search.maps import MapBatch, Maps, Progress
 
 BINS = 32
 """Bins of the reference in [0, 1] for its mutual information with the bits."""

@@ -131,7 +131,7 @@ def search_kernels(
         images: a folder; images [N, H, W], [N, 1, H, W] or [N, 3, H, W] (uint8, or real numbers in [0, 1]); or `Maps` in
             place of simulated ones, such as `Preactivations` of a model.
         config: how to search.
-        progress: called with a stage (`images`, `candidates`), how much of it is done, and how much there is.
+        progress: called with a stage (`deviation`, `images`, `candidates`), how much of it is done, and how much there is.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no image in it.
@@ -140,7 +140,7 @@ def search_kernels(
     >>> generator = torch.Generator().manual_seed(0)
     >>> noise = torch.rand(8, 16, 16, generator=generator)
     >>> search_kernels(noise, SearchConfig(ties="off", filters=4)).best.pattern
-    '0 3; 3 0'
+    '0 5; 5 0'
     """
     config = config or SearchConfig()
     moments, maps = _gather(images, config, progress)
@@ -169,7 +169,9 @@ def _gather(images: Source, config: SearchConfig, progress: Progress | None) -> 
     maps: Maps
     if isinstance(images, ImageFolder | ImageTensor):
         seeds = range(config.seed, config.seed + config.seeds)
-        maps = SimulatedMaps(images, alphabet, config.reference, config.filters, seeds, config.device)
+        maps = SimulatedMaps(
+            images, alphabet, config.reference, config.filters, seeds, config.device, _stage(progress, "deviation")
+        )
     else:
         maps = images
         if config.reference != "relu" or not alphabet.standardised:
@@ -185,9 +187,13 @@ def _gather(images: Source, config: SearchConfig, progress: Progress | None) -> 
         ties=config.ties == "on",
         groups=config.groups,
         exact_bins=config.reference == "relu",
-        progress=(lambda done, total: progress("images", done, total)) if progress else None,
+        progress=_stage(progress, "images"),
     )
     return moments, maps
+
+
+def _stage(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
+    return (lambda done, total: progress(stage, done, total)) if progress else None
 
 
 def rank_candidates(

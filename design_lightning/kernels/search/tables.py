@@ -47,11 +47,15 @@ def summary(found: "SearchResult") -> str:
     kind = {"none": "", "complement": ", each with its complement", "shift": ", each with three shifts"}[config.family]
     symmetric = " symmetric" if config.symmetric else ""
     levels = config.levels if isinstance(config.levels, str) else "given"
-    units = f"{len(found.units)} units" if len(found.units) != 1 else found.units[0]
+    simulated = found.units[0].startswith("seed ")
+    units = (
+        f"{len(found.units)} {'random filters' if simulated else 'layers'}" if len(found.units) > 1 else found.units[0]
+    )
+    rule = f" (min_share {config.min_share:g})" if config.min_share else ""
     return (
-        f"{found.candidates:,}{symmetric} kernels of {config.size}{kind}, {found.kept:,} without an entry that never switches\n"
-        f"{found.images:,} images, {units}; reference {config.reference}, levels {levels}, ties {config.ties}, "
-        f"min_share {config.min_share:g}"
+        f"{found.candidates:,}{symmetric} kernels of {config.size}{kind}\n"
+        f"{found.kept:,} of them without an entry that never switches{rule}\n"
+        f"{found.images:,} images, {units}; reference {config.reference}, levels {levels}, ties {config.ties}"
     )
 
 
