@@ -1,6 +1,7 @@
 """The backbone of a classifier: a timm network by name, and the weights that it may start from."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ def create_backbone(
     """A timm network by name, with as many input channels as the data has.
 
     Raises:
+        OSError: if pretrained weights are not to be had.
         ValueError: if timm has no network of that name (names the nearest), or an argument is not a plain value or has a
             place of its own.
     """
@@ -42,8 +44,35 @@ def create_backbone(
     arguments = dict(arguments or {})
     if input_size is not None and input_size[0] != 3:
         arguments.setdefault("in_chans", input_size[0])
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **arguments)
-    return model
+    return create_network(name, "backbone_args", pretrained=pretrained, num_classes=num_classes, **arguments)
+
+
+def create_network(name: str, place: str, **arguments: Any) -> nn.Module:
+    """`timm.create_model`, which says what to do about unknown arguments, and where weights cannot be downloaded.
+
+    Args:
+        name: of timm.
+        place: the option that passes arguments to timm; named in the error.
+        **arguments: of `timm.create_model`.
+
+    Raises:
+        OSError: if weights are not to be had.
+        ValueError: if the network has no such argument.
+    """
+    try:
+        network: nn.Module = timm.create_model(name, **arguments)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if not unknown or unknown[1] not in arguments:
+            raise
+        raise ValueError(f"{name!r} has no argument {unknown[1]!r}: take it out of {place}") from error
+    except OSError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(
+            f"the weights of {name!r} were not to be had: {reason} Connect and try again, or give a file: "
+            f"pretrained: false and {place}: {{checkpoint_path: FILE}}"
+        ) from error
+    return network
 
 
 def load_weights_(backbone: nn.Module, state: Mapping[str, Any], path: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import design_lightning.models  # noqa: F401  registers the papers' networks with timm
 from design_lightning._names import did_you_mean
+from design_lightning.training.backbone import create_network
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Normalisation = tuple[Sequence[float], Sequence[float]]
@@ -72,9 +73,15 @@ def load_network(
 
     Raises:
         FileNotFoundError: if the file is none.
+        OSError: if pretrained weights are not to be had.
         ValueError: if timm has no network of that name, or the file holds none of ours.
     """
     if is_file(name):
+        if not Path(name).is_file():
+            raise FileNotFoundError(
+                f"the teacher {name!r} is no file: train it first, and give as model.distillation.teacher the path of the "
+                "checkpoint that `design-train fit` prints"
+            )
         from design_lightning.export import load  # which imports this package for a .ckpt
 
         return load(name, trust=True), _stored_normalisation(name)
@@ -84,7 +91,7 @@ def load_network(
         raise ValueError(
             f"there are no pretrained weights of {name!r}; train it (`binary: null`), and give the path of its checkpoint"
         )
-    network: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    network = create_network(name, "teacher_args", pretrained=pretrained, **arguments)
     if not pretrained:
         if "checkpoint_path" not in arguments:
             rank_zero_warn(

@@ -447,11 +447,29 @@ def test_teacher_that_does_not_fit_is_refused_at_the_start_of_training(tmp_path:
             trainer(tmp_path).fit(DesignClassifier(**{**GREY, **arguments}), batches())
 
     fit("teacher .* tells 10 classes apart, the student 12", num_classes=12, distillation=Distillation(teacher_file))
-    fit("'none.ckpt' is no file", FileNotFoundError, distillation=Distillation("none.ckpt"))
+    fit("the teacher 'none.ckpt' is no file: train it first", FileNotFoundError, distillation=Distillation("none.ckpt"))
     pooled = Distillation("resnet20_cifar", pretrained=False, mean=[0.5, 0.5, 0.5], std=[1.0, 1.0, 1.0])
     fit("the data has 1 channels; give the distillation a mean and std", distillation=pooled)
     fit("are unknown; give the model its mean and std", mean=None, std=None, distillation=pooled)
     fit("there are no pretrained weights of 'resnet20_cifar'", distillation=Distillation("resnet20_cifar"))
+
+
+def test_weights_that_cannot_be_downloaded_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    options = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu"]
+    for option, place in (("--model.distillation.teacher", "teacher_args"), ("--model.backbone", "backbone_args")):
+        pretrained = ["--model.pretrained", "true", "--model.backbone_args", "null"] if place == "backbone_args" else []
+        with pytest.raises(SystemExit) as stopped:
+            main(["fit", "--config", "quickstart", option, "resnet10t.c3_in1k", *pretrained, *options])
+        assert stopped.value.code == 1
+        printed = capsys.readouterr().err
+        assert "design-train: error: the weights of 'resnet10t.c3_in1k' were not to be had: " in printed
+        assert f"pretrained: false and {place}: {{checkpoint_path: FILE}}" in printed
+        assert "Traceback" not in printed
 
 
 def test_teacher_of_other_data_is_not_taken_in_silence(tmp_path: Path, teacher_file: str) -> None:

@@ -223,6 +223,11 @@ def test_unknown_backbone_names_the_nearest(asked: str, nearest: str) -> None:
         DesignClassifier(asked)
 
 
+def test_an_argument_that_a_backbone_does_not_have_is_named() -> None:
+    with pytest.raises(ValueError, match="'resnet10t' has no argument 'width': take it out of backbone_args"):
+        DesignClassifier("resnet10t", backbone_args={"width": 0.25})
+
+
 @pytest.mark.parametrize("own", ["num_classes", "pretrained"])
 def test_an_argument_of_its_own_is_refused_among_backbone_args(own: str) -> None:
     with pytest.raises(ValueError, match=f"backbone_args has '{own}', which is an argument of its own"):
