@@ -8,14 +8,16 @@ Monroy et al., "Designed Dithering Sign Activation for Binary Neural Networks", 
 
 from design_lightning.kernels.search.alphabet import Alphabet
 from design_lightning.kernels.search.candidates import Candidates
+from design_lightning.kernels.search.config import SearchConfig
 from design_lightning.kernels.search.figures import check_figure, draw_gallery, draw_result
 from design_lightning.kernels.search.images import ImageFolder, ImageTensor, read_grey
 from design_lightning.kernels.search.maps import MapBatch, Maps, SimulatedMaps
 from design_lightning.kernels.search.moments import Moments, collect_moments
 from design_lightning.kernels.search.preactivations import Preactivations
+from design_lightning.kernels.search.ranking import rank_candidates
 from design_lightning.kernels.search.result import Candidate, SearchResult
 from design_lightning.kernels.search.scores import SCORES, Score, Scorer
-from design_lightning.kernels.search.search import SearchConfig, rank_candidates, search_kernels, search_per_unit
+from design_lightning.kernels.search.search import search_kernels, search_per_unit
 
 __all__ = [
     "SCORES",

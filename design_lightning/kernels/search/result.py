@@ -15,7 +15,7 @@ from design_lightning.kernels.search.scores import SCORES
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from design_lightning.kernels.search.search import SearchConfig
+    from design_lightning.kernels.search.config import SearchConfig
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def notes(found: "SearchResult") -> list[str]:
     if found.best.errors:
         over = ""
         if found.best.unit_errors:
-            over = f"; over units the best has ±{found.best.unit_errors[name]:.4f}"
+            over = f"; over filters or layers the best has ±{found.best.unit_errors[name]:.4f}"
         lines.append(f"±: one standard error over groups of images{over}")
     lines += [
         f"excluded, its ranks in brackets among all {found.candidates:,}: {c.kernel.name}, since its {c.excluded}"

@@ -1,6 +1,7 @@
 """`search_kernels` on known answers: what wins, what is excluded, what does not depend on chance."""
 
 import dataclasses
+import io
 import json
 import resource
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from design_lightning.kernels import PUBLISHED_LEVELS, ThresholdKernel
 from design_lightning.kernels.search import SCORES, ImageTensor, SearchConfig, search_kernels
@@ -118,6 +120,15 @@ class TestRanks:
         assert found.best.unit_errors["tv"] > 0
         assert " ± " not in found.best.shown("tv")
 
+    def test_one_filter_or_one_image_makes_a_table_too(self, clothes: torch.Tensor) -> None:
+        for images, filters in ((clothes, 1), (clothes[:1], 2), (clothes[:1], 1)):
+            console = Console(width=80, file=io.StringIO())
+            found = search_kernels(images, SearchConfig(levels="published", filters=filters))
+            console.print(found.table())
+            text = console.file.getvalue()
+            assert found.best.pattern in text
+            assert ("±: one standard error" in text) == (len(images) > 1)
+
 
 class TestSameNumbers:
     def test_a_seed_gives_the_same_search(self, clothes: torch.Tensor) -> None:
@@ -130,7 +141,7 @@ class TestSameNumbers:
         config = SearchConfig(levels="published", filters=4)
         expected = search_kernels(clothes, config)
         monkeypatch.setattr("design_lightning.kernels.search.maps.PIXELS", 20_000)
-        monkeypatch.setattr("design_lightning.kernels.search.search.CHUNK", 100)
+        monkeypatch.setattr("design_lightning.kernels.search.ranking.CHUNK", 100)
         assert search_kernels(clothes, config).values.numpy() == pytest.approx(expected.values.numpy(), rel=1e-6)
 
     def test_seeds_are_averaged(self, clothes: torch.Tensor) -> None:
