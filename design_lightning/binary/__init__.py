@@ -1,7 +1,8 @@
 """The 1-bit layers: pseudo-gradients, binary activations, weight binarizers, and the layers made of them."""
 
 from design_lightning.binary.activations import ACTIVATIONS, BinaryActivation, DeSign, Layout, RSign, Sign
-from design_lightning.binary.companions import ChannelPReLU, RPReLU, make_companion
+from design_lightning.binary.companions import ChannelPReLU, Hardtanh, RPReLU, make_companion
+from design_lightning.binary.derivatives import largest_error
 from design_lightning.binary.estimators import (
     EDE,
     ESTIMATORS,
@@ -13,6 +14,7 @@ from design_lightning.binary.estimators import (
     make_estimator,
 )
 from design_lightning.binary.functional import binarize, sign
+from design_lightning.binary.keeping import Keeps, keep_for_backward_
 from design_lightning.binary.layers import BinaryConv2d, BinaryLayer, BinaryLinear, PaddingValue, Stage
 from design_lightning.binary.weights import (
     WEIGHT_BINARIZERS,
@@ -39,7 +41,9 @@ __all__ = [
     "ChannelPReLU",
     "DeSign",
     "Estimator",
+    "Hardtanh",
     "IRNetWeight",
+    "Keeps",
     "Layout",
     "LearnedScaleWeight",
     "PaddingValue",
@@ -54,6 +58,8 @@ __all__ = [
     "WeightBinarizer",
     "XNORWeight",
     "binarize",
+    "keep_for_backward_",
+    "largest_error",
     "make_companion",
     "make_estimator",
     "make_weight_binarizer",

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from design_lightning.binary._float32 import Float32State
 from design_lightning.binary.estimators import Estimator, make_estimator
 from design_lightning.binary.functional import binarize
+from design_lightning.binary.keeping import Keeping
 from design_lightning.kernels import Alignment, ThresholdKernel, tile
 
 Layout = Literal["NCHW", "NHWC"]
 
 
-class BinaryActivation(Float32State):
+class BinaryActivation(Float32State, Keeping):
     """The base: compares its input with `threshold(x)`, and lets the gradient through by an estimator.
 
     Args:
@@ -49,7 +50,12 @@ class BinaryActivation(Float32State):
 
     def forward(self, x: Tensor) -> Tensor:
         """+1 where x >= threshold, else -1; of the shape and type of x."""
-        return binarize(x, self.threshold(x), self.estimator)
+        return binarize(x, self.threshold(x), self.estimator, self.keeps)
+
+    @property
+    def gives_bits(self) -> bool:
+        """Whether the output is known to be +-1 alone: a subclass with a forward of its own may give anything."""
+        return type(self).forward is BinaryActivation.forward
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"layout={self.layout}"

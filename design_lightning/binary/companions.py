@@ -10,8 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from design_lightning.binary.activations import Layout
+from design_lightning.binary.functional import hardtanh
+from design_lightning.binary.keeping import Keeping
 
 CompanionName = Literal["hardtanh", "prelu", "rprelu", "identity", "keep"]
+
+
+class Hardtanh(nn.Hardtanh, Keeping):
+    """torch's Hardtanh, of which one bit an element waits for the backward pass; it works out of place."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        return hardtanh(input, self.min_val, self.max_val, self.keeps)
 
 
 class ChannelPReLU(nn.Module):
@@ -62,7 +71,7 @@ def make_companion(name: CompanionName, channels: int, layout: Layout) -> nn.Mod
         ValueError: if the name is none of hardtanh, prelu, rprelu, identity.
     """
     if name == "hardtanh":
-        return nn.Hardtanh()
+        return Hardtanh()
     if name == "identity":
         return nn.Identity()
     if name == "prelu":

@@ -11,14 +11,22 @@ from torch import Tensor, nn
 
 from design_lightning._names import class_by_name
 from design_lightning.binary._float32 import Float32State
+from design_lightning.binary._indicator import indicator
 
 
 class Estimator(nn.Module):
     """The base of all pseudo-gradients. A subclass gives `derivative`."""
 
+    is_mask: ClassVar[bool] = False
+    """Whether the derivative is always 0 or 1, so that one bit holds it."""
+
     def derivative(self, u: Tensor) -> Tensor:
         """What stands for d sign(u) / du, elementwise; of the shape and type of `u`."""
         raise NotImplementedError(f"{type(self).__name__} lacks `derivative`")
+
+    def derivative_range(self) -> tuple[float, float | Tensor] | None:
+        """The least and the greatest derivative, if they are known: then 4 bits can hold one. The least is 0 or below."""
+        return None
 
 
 class AnnealedEstimator(Float32State, Estimator):
@@ -48,6 +56,8 @@ class STE(Estimator):
     Courbariaux et al., "Binarized Neural Networks", 2016, arXiv:1602.02830.
     """
 
+    is_mask = True
+
     def __init__(self, clip: float = 1.0) -> None:
         super().__init__()
         if not clip > 0:
@@ -55,7 +65,7 @@ class STE(Estimator):
         self.clip = float(clip)
 
     def derivative(self, u: Tensor) -> Tensor:  # noqa: D102
-        return (u.abs() <= self.clip).to(u.dtype)
+        return indicator(torch.le, u.detach().abs(), self.clip)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"clip={self.clip:g}"
@@ -73,6 +83,9 @@ class ApproxSign(Estimator):
     def derivative(self, u: Tensor) -> Tensor:  # noqa: D102
         return (2 - 2 * u.abs()).clamp_min(0)
 
+    def derivative_range(self) -> tuple[float, float | Tensor]:  # noqa: D102
+        return 0.0, 2.0
+
 
 class SwishSign(Estimator):
     """The derivative of SignSwish, which is negative beyond its zero near |u| = 2.4 / b and so pulls values back.
@@ -82,6 +95,9 @@ class SwishSign(Estimator):
 
     Darabi et al., "Regularized Binary Network Training" (BNN+), 2018, arXiv:1812.11800. `beta` is b, 5 by default.
     """
+
+    least = -0.073829
+    """The derivative's least value at b = 1, near |u| = 3.436."""
 
     def __init__(self, beta: float = 5.0) -> None:
         super().__init__()
@@ -93,6 +109,9 @@ class SwishSign(Estimator):
         # Beyond 40 the value is below 1e-15; cosh would overflow in float32 at 89.
         z = (self.beta * u).clamp(-40, 40)
         return self.beta * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z))
+
+    def derivative_range(self) -> tuple[float, float | Tensor]:  # noqa: D102
+        return self.least * self.beta, self.beta
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"beta={self.beta:g}"
@@ -114,6 +133,9 @@ class EDE(AnnealedEstimator):
     def derivative(self, u: Tensor) -> Tensor:  # noqa: D102
         t = self.temperature.to(u.dtype)
         return t.clamp_min(1.0) * (1 - torch.tanh(t * u).square())
+
+    def derivative_range(self) -> tuple[float, float | Tensor]:  # noqa: D102
+        return 0.0, self.temperature.clamp_min(1.0)
 
 
 class ReSTE(AnnealedEstimator):
@@ -141,6 +163,11 @@ class ReSTE(AnnealedEstimator):
         root = size.clamp(self.near, self.far).pow((1 - o) / o) / o
         secant = self.near ** (1 / o) / self.near
         return torch.where(size < self.near, secant, root) * (size <= self.far).to(u.dtype)
+
+    def derivative_range(self) -> tuple[float, float | Tensor]:  # noqa: D102
+        o = self.temperature
+        ends = [size ** ((1 - o) / o) / o for size in (self.near, self.far)]  # below o = 1 the root grows
+        return 0.0, torch.stack([self.near ** (1 / o) / self.near, *ends]).amax()
 
 
 ESTIMATORS: dict[str, type[Estimator]] = {

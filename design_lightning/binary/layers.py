@@ -17,13 +17,17 @@ from torch import Tensor, nn
 
 from design_lightning._adopt import adopt
 from design_lightning.binary.activations import BinaryActivation, Layout
+from design_lightning.binary.functional import binarized_product, multiply_bits
+from design_lightning.binary.keeping import Keeping
+from design_lightning.binary.lean import mark_counts
+from design_lightning.binary.products import Convolution, Linear, PaddingMode, Product
 from design_lightning.binary.weights import WeightBinarizer, make_weight_binarizer
 
 Stage = Literal["float", "activations", "both"]
 PaddingValue = Literal[0, 1, -1, "replicate"]
 
 
-class BinaryLayer(nn.Module):
+class BinaryLayer(Keeping):
     """What the binary layers share; it stands before a float layer among a class's bases."""
 
     weight: Tensor
@@ -62,7 +66,7 @@ class BinaryLayer(nn.Module):
         for name in ("activation", "weight_binarizer"):
             layer._modules.pop(name, None)
             layer.__dict__.pop(name, None)
-        for name in ("stage", "padding_value", "float_class"):
+        for name in ("stage", "padding_value", "float_class", "keeps"):
             layer.__dict__.pop(name, None)
         return layer
 
@@ -104,6 +108,26 @@ class BinaryLayer(nn.Module):
             else _with_idle(latent, self.weight_binarizer)
         )
 
+    @property
+    def _multiplies_bits(self) -> bool:
+        """Whether the input of the product is known to be +-1 alone."""
+        return self.input_is_binary and cast(BinaryActivation, self.activation).gives_bits
+
+    def _multiply(self, x: Tensor, product: Product) -> Tensor:
+        """The product of the binarized input by the weights of the stage."""
+        activation = cast(BinaryActivation, self.activation)
+        weight, bias = self.stage_weight(), cast(Tensor | None, self.bias)
+        is_binary = self.stage == "both" and self.weight_binarizer.gives_bits
+        if _is_hooked(activation):
+            y = multiply_bits(activation(x), weight, bias, product, is_binary, self.keeps)
+        else:
+            threshold = activation.threshold(x)
+            keeps = activation.keeps
+            y = binarized_product(x, threshold, activation.estimator, weight, bias, product, is_binary, keeps)
+        if is_binary and bias is None:
+            mark_counts(y, weight.detach().flatten(1)[:, 0].abs(), weight[0].numel())
+        return y
+
     def get_extra_state(self) -> dict[str, str]:
         """The stage, for the state dict."""
         return {"stage": self.stage}
@@ -118,6 +142,12 @@ class BinaryLayer(nn.Module):
         if stage not in get_args(Stage):
             raise ValueError(f"unknown stage {stage!r} in a state dict: use one of {', '.join(get_args(Stage))}")
         self.stage = stage
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to see the module's own forward or backward."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def _with_idle(value: Tensor, module: nn.Module) -> Tensor:
@@ -218,6 +248,8 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         self.padding_value = padding_value
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: D102  named as in the float layer
+        if self._multiplies_bits and input.dim() == 4:
+            return self._multiply(input, self.convolution_of(input))
         return self.convolve(self.stage_input(input), self.stage_weight())
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -225,6 +257,20 @@ class BinaryConv2d(BinaryLayer, nn.Conv2d):
         if self.padding_value == 0 and not self.pads_by_input_size:
             return self._conv_forward(x, weight, self.bias)
         return F.conv2d(self.pad(x), weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    def convolution_of(self, x: Tensor) -> Convolution:
+        """The convolution, with its padding, for an input of the size of x."""
+        plain = Convolution(self.stride, (0, 0), self.dilation, self.groups)
+        if self.padding_value == 0 and not self.pads_by_input_size and self.padding_mode == "zeros":
+            left, right, top, bottom = self._reversed_padding_repeated_twice
+            if (left, top) == (right, bottom):
+                return plain._replace(padding=(top, left))
+        border = self.padding_of(x)
+        if self.padding_value == "replicate":
+            return plain._replace(border=border, mode="replicate")
+        if self.padding_mode != "zeros":
+            return plain._replace(border=border, mode=cast(PaddingMode, self.padding_mode))
+        return plain._replace(border=border, value=self.padding_value)
 
     @property
     def pads_by_input_size(self) -> bool:
@@ -294,6 +340,8 @@ class BinaryLinear(BinaryLayer, nn.Linear):
         return layer
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        if self._multiplies_bits:
+            return self._multiply(input, Linear())
         return F.linear(self.stage_input(input), self.stage_weight(), self.bias)
 
     def extra_repr(self) -> str:  # noqa: D102

@@ -11,13 +11,10 @@ from torch import Tensor, nn
 
 from design_lightning._names import class_by_name
 from design_lightning.binary._float32 import Float32State
-from design_lightning.binary.estimators import EDE, STE, Estimator
-from design_lightning.binary.functional import binarize, replace_gradient, sign
-
-
-def _per_output(values: Tensor, w: Tensor) -> Tensor:
-    """Shapes [O] so that it broadcasts to w."""
-    return values.view(-1, *(1 for _ in range(w.dim() - 1)))
+from design_lightning.binary._indicator import indicator
+from design_lightning.binary.estimators import EDE, STE
+from design_lightning.binary.functional import scaled_signs, sign
+from design_lightning.binary.keeping import Keeping
 
 
 def _mean_abs(w: Tensor) -> Tensor:
@@ -26,8 +23,14 @@ def _mean_abs(w: Tensor) -> Tensor:
     return wide.abs().flatten(1).mean(1)
 
 
-class WeightBinarizer(Float32State):
+class WeightBinarizer(Float32State, Keeping):
     """The base of the weight binarizers.
+
+        forward   sign(normalized(w)) * scale
+        gradient  `derivative` for that of the sign, and on through `normalized`
+
+    A subclass says what these three are; one that gives something else than signs times a factor per output channel has a
+    forward of its own.
 
     Args:
         latent: the layer's weights [O, ...], for the sizes and the starting scale of binarizers that learn one.
@@ -36,19 +39,42 @@ class WeightBinarizer(Float32State):
     has_scale: ClassVar[bool] = True
     """Whether `scale` gives factors."""
 
+    scales_gradient: ClassVar[bool] = True
+    """Whether the scale is a factor of the gradient, too."""
+
     def __init__(self, latent: Tensor) -> None:
         super().__init__()
 
     def forward(self, w: Tensor) -> Tensor:
         """The binarized weights, of the shape and type of w, with a gradient to w."""
-        raise NotImplementedError(f"{type(self).__name__} lacks `forward`")
+        v = self.normalized(w)
+        scale = self._factor(v)
+        return scaled_signs(v, scale, self.derivative, self.scales_gradient, self.keeps).to(w.dtype)
+
+    @property
+    def gives_bits(self) -> bool:
+        """Whether the output is known to be signs times a factor per output channel: not of a forward of one's own."""
+        return type(self).forward is WeightBinarizer.forward
+
+    def normalized(self, w: Tensor) -> Tensor:
+        """What the sign is taken of: w, or w standardised; of its shape."""
+        return w
+
+    def derivative(self, v: Tensor) -> Tensor:
+        """What stands for d sign(v) / dv at the normalized weights; of their shape and type."""
+        raise NotImplementedError(f"{type(self).__name__} lacks `derivative`")
 
     def signs(self, w: Tensor) -> Tensor:
         """The +-1 of the output, of the shape and type of w."""
-        return sign(w)
+        return sign(self.normalized(w)).to(w.dtype)
 
     def scale(self, w: Tensor) -> Tensor | None:
         """The positive or negative factor of each output channel [O], or None where there is none: output = signs * scale."""
+        factor = self._factor(self.normalized(w))
+        return None if factor is None else factor.to(w.dtype)
+
+    def _factor(self, v: Tensor) -> Tensor | None:
+        """The scale, from the normalized weights."""
         return None
 
     @torch.no_grad()
@@ -66,14 +92,14 @@ class SignWeight(WeightBinarizer):
     """
 
     has_scale = False
-    estimator: Estimator
+    estimator: STE
 
     def __init__(self, latent: Tensor) -> None:
         super().__init__(latent)
         self.estimator = STE()
 
-    def forward(self, w: Tensor) -> Tensor:  # noqa: D102
-        return binarize(w, torch.zeros((), device=w.device), self.estimator)
+    def derivative(self, v: Tensor) -> Tensor:  # noqa: D102
+        return self.estimator.derivative(v)
 
 
 class XNORWeight(SignWeight):
@@ -86,15 +112,11 @@ class XNORWeight(SignWeight):
     """
 
     has_scale = True
+    scales_gradient = False
 
-    def forward(self, w: Tensor) -> Tensor:  # noqa: D102
-        with torch.no_grad():
-            value = self.signs(w) * _per_output(self.scale(w), w)
-            passes = self.estimator.derivative(w)
-        return replace_gradient(value, w, passes)
-
-    def scale(self, w: Tensor) -> Tensor:  # noqa: D102
-        return _mean_abs(w).to(w.dtype)
+    @torch.no_grad()
+    def _factor(self, v: Tensor) -> Tensor:
+        return _mean_abs(v).to(v.dtype)
 
 
 class LearnedScaleWeight(SignWeight):
@@ -112,10 +134,7 @@ class LearnedScaleWeight(SignWeight):
         super().__init__(latent)
         self.alpha = nn.Parameter(_mean_abs(latent.detach()).to(latent.dtype))
 
-    def forward(self, w: Tensor) -> Tensor:  # noqa: D102
-        return super().forward(w) * _per_output(self.alpha, w)
-
-    def scale(self, w: Tensor) -> Tensor:  # noqa: D102
+    def _factor(self, v: Tensor) -> Tensor:
         return self.alpha
 
     def reset_scale(self, w: Tensor) -> None:  # noqa: D102
@@ -153,24 +172,17 @@ class ReCUWeight(WeightBinarizer):
         self.start = {"tau": float(tau)}
         self.alpha = nn.Parameter(_mean_abs(latent.detach()).to(latent.dtype))
 
-    def _standardised(self, w: Tensor) -> Tensor:
+    def normalized(self, w: Tensor) -> Tensor:  # noqa: D102
         wide = w if w.dtype == torch.float64 else w.float()
         flat = wide.flatten(1)
         centred = flat - flat.mean(1, keepdim=True)
         return (centred / (torch.sqrt(flat.var(1, keepdim=True) + 1e-5) / (2 * 2**0.5))).view_as(wide)
 
-    def forward(self, w: Tensor) -> Tensor:  # noqa: D102
-        w1 = self._standardised(w)
-        with torch.no_grad():
-            bound = -w1.abs().mean() * torch.log(2 - 2 * self.tau)
-            passes = (w1.abs() <= bound).to(w1.dtype)
-            signs = sign(w1)
-        return replace_gradient(signs, w1, passes).to(w.dtype) * _per_output(self.alpha, w)
+    def derivative(self, v: Tensor) -> Tensor:  # noqa: D102
+        size = v.abs()
+        return indicator(torch.le, size, -size.mean() * torch.log(2 - 2 * self.tau))
 
-    def signs(self, w: Tensor) -> Tensor:  # noqa: D102
-        return sign(self._standardised(w)).to(w.dtype)
-
-    def scale(self, w: Tensor) -> Tensor:  # noqa: D102
+    def _factor(self, v: Tensor) -> Tensor:
         return self.alpha
 
     def reset_scale(self, w: Tensor) -> None:  # noqa: D102
@@ -200,28 +212,19 @@ class IRNetWeight(WeightBinarizer):
             )
         self.estimator = EDE(temperature)
 
-    def _standardised(self, w: Tensor) -> Tensor:
+    def normalized(self, w: Tensor) -> Tensor:  # noqa: D102
         wide = w if w.dtype == torch.float64 else w.float()
         flat = wide.flatten(1)
         centred = flat - flat.mean(1, keepdim=True)
         # A channel of equal weights has no deviation to divide by: it stays 0, whose sign is +1.
         return (centred / flat.std(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)).view_as(wide)
 
-    def forward(self, w: Tensor) -> Tensor:  # noqa: D102
-        w1 = self._standardised(w)
-        scale = self._power_of_two(w1)
-        return (binarize(w1, torch.zeros((), device=w.device), self.estimator) * _per_output(scale, w1)).to(w.dtype)
+    def derivative(self, v: Tensor) -> Tensor:  # noqa: D102
+        return self.estimator.derivative(v)
 
-    def signs(self, w: Tensor) -> Tensor:  # noqa: D102
-        return sign(self._standardised(w)).to(w.dtype)
-
-    def scale(self, w: Tensor) -> Tensor:  # noqa: D102
-        return self._power_of_two(self._standardised(w)).to(w.dtype)
-
-    @staticmethod
     @torch.no_grad()
-    def _power_of_two(w1: Tensor) -> Tensor:
-        return torch.exp2(torch.round(torch.log2(_mean_abs(w1))))
+    def _factor(self, v: Tensor) -> Tensor:
+        return torch.exp2(torch.round(torch.log2(_mean_abs(v))))
 
 
 WEIGHT_BINARIZERS: dict[str, type[WeightBinarizer]] = {

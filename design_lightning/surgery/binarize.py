@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from design_lightning._names import in_a_line
+from design_lightning.binary import keep_for_backward_
+from design_lightning.binary.lean import make_lean_
 from design_lightning.surgery.bits import LEAST_SHARE, check_bits_
 from design_lightning.surgery.config import BinaryConfig
 from design_lightning.surgery.fusing import refuse_fusing_
@@ -75,6 +77,8 @@ def operate_(model: nn.Module, config: BinaryConfig, example_input: Tensor | Seq
         RealShortcut().attach(model.get_submodule(name), model.get_submodule(end))
     for name in plan.binary:
         call_layers_(model.get_submodule(name.rpartition(".")[0]))
+    make_lean_(model)
+    keep_for_backward_(model, config.keeps)
     refuse_fusing_(model)
     record_surgery(model, SurgeryRecord(config, plan.probe.input_shape if plan.probe else None, plan.shortcuts))
     return plan

@@ -17,6 +17,7 @@ from design_lightning.binary import ACTIVATIONS, ESTIMATORS, WEIGHT_BINARIZERS
 from design_lightning.binary.activations import BinaryActivation
 from design_lightning.binary.companions import CompanionName
 from design_lightning.binary.estimators import Estimator
+from design_lightning.binary.keeping import Keeps
 from design_lightning.binary.layers import PaddingValue, Stage
 from design_lightning.binary.weights import WeightBinarizer
 from design_lightning.kernels import Alignment, ThresholdKernel
@@ -86,6 +87,8 @@ class BinaryConfig:
             regular expression); null leaves them float; the last match wins. A layer that a rule would skip becomes binary
             by `{skip: []}`. A pattern may also name a float activation, with `{companion: ...}`.
         stage: `float`, `activations` or `both`; `set_stage_` changes it later.
+        keeps: what the layers keep for the backward pass: `bits` (an estimator's derivative as 1 bit, or 4), `exact` (such a
+            derivative as a float) or `floats` (the naive way, which a double backward needs); `keep_for_backward_` changes it.
 
     Raises:
         ValueError: if a value is unknown; names the nearest known one.
@@ -114,6 +117,7 @@ class BinaryConfig:
     skip: list[SkipRule] | None = None
     overrides: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     stage: Stage = "both"
+    keeps: Keeps = "bits"
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
@@ -161,7 +165,7 @@ class BinaryConfig:
                 raise ValueError(f"override {pattern!r} is no regular expression: {error}") from error
         if override is not None and not isinstance(override, Mapping):
             raise ValueError(f"override {pattern!r} must be a mapping of fields, or null, not {override!r}")
-        known = {f.name for f in dataclasses.fields(self)} - {"policy", "overrides", "stage"}
+        known = {f.name for f in dataclasses.fields(self)} - {"policy", "overrides", "stage", "keeps"}
         for name in override or ():
             if name not in known:
                 raise ValueError(
@@ -246,6 +250,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "shortcut": get_args(Shortcut),
     "downsample": get_args(Downsample),
     "stage": get_args(Stage),
+    "keeps": get_args(Keeps),
 }
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from design_lightning.binary import BinaryLayer
+from design_lightning.binary.lean import make_plain_
 from design_lightning.surgery.downsampling import AveragePooled
 from design_lightning.surgery.fusing import allow_fusing_
 from design_lightning.surgery.hooks import share_hooks
@@ -47,6 +48,7 @@ def unbinarize_(model: nn.Module) -> tuple[str, ...]:
             parent._modules[name.rpartition(".")[2]] = restored[module]
             share_hooks(module, restored[module])
             names.append(name)
+    make_plain_(model)
     forget_surgery(model)
     return tuple(names)
 

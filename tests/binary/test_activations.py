@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from design_lightning.binary import ACTIVATIONS, ESTIMATORS, BinaryActivation, DeSign, Layout, RSign, Sign
+from design_lightning.binary.keeping import Keeps, keep_for_backward_
 from design_lightning.kernels import PUBLISHED, Alignment, ThresholdKernel
 
 ALIGNMENTS = get_args(Alignment)
@@ -40,8 +41,10 @@ def near(thresholds: np.ndarray, dtype: torch.dtype) -> Tensor:
     return torch.where(kind == 0, torch.randn(exact.shape).to(dtype), torch.where(kind == 1, exact, off))
 
 
-def make(name: str, channels: int, **arguments: Any) -> BinaryActivation:
-    return RSign(channels, **arguments) if name == "rsign" else ACTIVATIONS[name](**arguments)
+def make(name: str, channels: int, keeps: Keeps = "exact", **arguments: Any) -> BinaryActivation:
+    activation = RSign(channels, **arguments) if name == "rsign" else ACTIVATIONS[name](**arguments)
+    keep_for_backward_(activation, keeps)
+    return activation
 
 
 @st.composite
@@ -253,7 +256,7 @@ class TestEveryActivation:
 
     def test_a_second_derivative_exists(self, name: str) -> None:
         x = torch.rand(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-        activation = make(name, 4, estimator="ede", estimator_args={"temperature": 2.0})
+        activation = make(name, 4, "floats", estimator="ede", estimator_args={"temperature": 2.0})
         (first,) = torch.autograd.grad(activation(x).sum(), x, create_graph=True)
         (second,) = torch.autograd.grad(first.sum(), x)
         u = x - activation.threshold(x).double()
@@ -283,6 +286,7 @@ class TestGradientsOfThresholds:
         scale, gamma = 0.7, torch.rand(4) + 0.5
         norm = norm_of(gamma) if with_gamma else None
         activation = DeSign(KERNELS[name], scale=scale, align=align, learn_kernel=True, gamma_from=norm)  # type: ignore[arg-type]
+        keep_for_backward_(activation, "exact")
         x = torch.randn(2, 4, 5, 4, dtype=dtype, requires_grad=True)
         upstream = torch.randn(x.shape, dtype=dtype)
         activation(x).backward(upstream)
@@ -310,6 +314,7 @@ class TestGradientsOfThresholds:
     @pytest.mark.parametrize("estimator", ESTIMATORS)
     def test_of_a_learned_shift(self, reference: ModuleType, estimator: str, layout: Layout) -> None:
         activation = RSign(3, layout=layout, estimator=estimator)
+        keep_for_backward_(activation, "exact")
         activation.shift.data.copy_(torch.tensor([-0.25, 0.0, 0.5]))
         x = torch.randn((2, 3, 4, 5) if layout == "NCHW" else (2, 4, 5, 3), requires_grad=True)
         activation(x).sum().backward()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from design_lightning.binary import WEIGHT_BINARIZERS, WeightBinarizer, make_weight_binarizer
+from design_lightning.binary.keeping import keep_for_backward_
 
 SHAPES = [(4, 3, 3, 3), (2, 1, 2, 3), (5, 7), (3, 2, 5), (1, 3, 1, 1)]
 LEARNED = [name for name in WEIGHT_BINARIZERS if hasattr(make_weight_binarizer(name, torch.randn(2, 3)), "alpha")]
@@ -144,7 +145,9 @@ class TestEveryBinarizer:
     def test_a_second_derivative_exists(self, name: str) -> None:
         w = latent().requires_grad_()
         weight = torch.randn_like(w).requires_grad_()
-        (first,) = torch.autograd.grad((made(name, w.detach())(w) * weight).sum(), w, create_graph=True)
+        binarizer = made(name, w.detach())
+        keep_for_backward_(binarizer, "floats")
+        (first,) = torch.autograd.grad((binarizer(w) * weight).sum(), w, create_graph=True)
         (second,) = torch.autograd.grad(first.square().sum(), weight)
         assert second.isfinite().all()
         assert second.abs().max() > 0

@@ -1,0 +1,206 @@
+"""Float modules around binary layers that keep less for the backward pass than torch's own. What they compute is the same.
+
+    BatchNorm2d   behind a binary convolution it reads whole numbers times a factor per channel: they are kept as int16
+    MaxPool2d     a byte tells which pixel of a window was the largest; torch keeps the input, and eight bytes
+    Pointwise     a strided 1x1 convolution reads one pixel of stride x stride: those are kept
+
+`make_lean_` makes them of torch's own, in place, and `make_plain_` takes that back. Where nothing is recorded, a compiler is at
+work, or somebody else decides what is kept (gradient checkpointing), they are torch's own.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from design_lightning.binary._indicator import is_eager_on_cpu
+from design_lightning.binary.functional import records
+from design_lightning.binary.keeping import Keeping, floats_needed, refuse_double_backward
+
+_MOST = 32_767
+"""What an int16 holds."""
+
+
+def mark_counts(x: Tensor, scale: Tensor | None, fan_in: int) -> None:
+    """Notes on a tensor that it holds whole numbers, of `fan_in` or less in size, times `scale` per channel (axis 1)."""
+    if fan_in <= _MOST and x.dtype == torch.float32 and x.requires_grad and not torch.compiler.is_compiling():
+        x._counts_of = (x._version, scale)  # type: ignore[attr-defined]
+
+
+class BatchNorm2d(nn.BatchNorm2d, Keeping):
+    """torch's, which keeps its input as int16 where that holds whole numbers times a factor; see the module's text."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        version, scale = getattr(input, "_counts_of", (None, None))
+        if version != input._version or self.keeps == "floats" or not _decides(input):
+            return super().forward(input)
+
+        place, shape = input.data_ptr(), input.shape  # the hooks outlive the forward: they must not hold the input
+
+        def pack(tensor: Tensor) -> Any:
+            if tensor.data_ptr() != place or tensor.shape != shape:
+                return tensor
+            return _counts(tensor, scale), scale, tensor.stride()
+
+        def unpack(kept: Any) -> Tensor:
+            return kept if isinstance(kept, Tensor) else _floats(*kept)
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            return super().forward(input)
+
+
+def _counts(x: Tensor, scale: Tensor | None) -> Tensor:
+    counts = torch.empty_like(x, dtype=torch.int16)
+    # A channel whose scale is 0 holds nothing else.
+    factor = None if scale is None else (1 / scale).nan_to_num(0, 0, 0).view(-1, 1, 1)
+    for rows in _samples(x):
+        counts[rows] = x[rows] if factor is None else (x[rows] * factor).round_()
+    return counts
+
+
+def _floats(counts: Tensor, scale: Tensor | None, stride: tuple[int, ...]) -> Tensor:
+    x = torch.empty_strided(counts.shape, stride, dtype=torch.float32, device=counts.device)
+    factor = None if scale is None else scale.view(-1, 1, 1)
+    for rows in _samples(counts):
+        x[rows] = counts[rows]
+        if factor is not None:
+            x[rows] *= factor
+    return x
+
+
+def _samples(x: Tensor) -> list[slice]:
+    """The batch, on a CPU in single samples, which stay in its cache."""
+    return [slice(i, i + 1) for i in range(x.shape[0])] if is_eager_on_cpu(x) else [slice(None)]
+
+
+class MaxPool2d(nn.MaxPool2d, Keeping):
+    """torch's, which keeps where in its window the largest pixel was; see the module's text."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        if self.keeps == "floats" or self.return_indices or input.dim() != 4 or not _decides(input):
+            return super().forward(input)
+        stride = self.kernel_size if self.stride is None else self.stride
+        pairs = [_pair(value) for value in (self.kernel_size, stride, self.padding, self.dilation)]
+        y: Tensor = _MaxPool.apply(input, *pairs, self.ceil_mode)
+        return y
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Tensor:
+        y, indices = torch.ops.aten.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil)
+        ctx.settings, ctx.shape = (kernel, stride, padding, dilation, ceil), x.shape
+        ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        ctx.first = _first_of_windows(y, x.shape[-1], stride, padding)
+        last = (kernel[0] - 1) * dilation[0] * x.shape[-1] + (kernel[1] - 1) * dilation[1]
+        dtype = torch.uint8 if last < 256 else torch.int16 if last <= _MOST else torch.int32
+        offsets = torch.empty_like(indices, dtype=dtype)
+        for rows in _samples(indices):
+            offsets[rows] = indices[rows] - ctx.first
+        ctx.save_for_backward(offsets)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
+        (offsets,) = ctx.saved_tensors
+        indices = torch.empty_like(offsets, dtype=torch.int64)
+        for rows in _samples(offsets):
+            indices[rows] = offsets[rows]
+            indices[rows] += ctx.first
+        x = _of_shape(gradient, ctx.shape, ctx.channels_last)
+        to_x = torch.ops.aten.max_pool2d_with_indices_backward(gradient, x, *ctx.settings, indices)
+        return to_x, None, None, None, None, None
+
+
+def _first_of_windows(y: Tensor, width: int, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    """Where in its plane, in pixels, the window of each output begins (before it, by the padding): [H', W']."""
+    rows = torch.arange(y.shape[-2], device=y.device) * stride[0] - padding[0]
+    columns = torch.arange(y.shape[-1], device=y.device) * stride[1] - padding[1]
+    return rows[:, None] * width + columns
+
+
+def _of_shape(like: Tensor, shape: torch.Size, channels_last: bool) -> Tensor:
+    """A tensor of a shape whose values nobody reads; it takes no memory."""
+    if channels_last:
+        batch, channels, height, width = shape
+        return like.new_empty(1).as_strided(shape, (0, 0, 0, 0)).expand(batch, channels, height, width)
+    return like.new_empty(1).expand(shape)
+
+
+class Pointwise(nn.Conv2d, Keeping):
+    """A strided 1x1 convolution, which keeps the pixels that it reads; see the module's text."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: D102
+        if self.keeps == "floats" or input.dim() != 4 or not _decides(input, self.weight):
+            return super().forward(input)
+        if torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        y: Tensor = _Pointwise.apply(input, self.weight, self.bias, self.stride)
+        return y
+
+
+class _Pointwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
+        ctx.shape, ctx.stride = x.shape, stride
+        ctx.save_for_backward(x[:, :, :: stride[0], :: stride[1]].clone(), weight)
+        return F.conv2d(x, weight, bias, stride)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        refuse_double_backward()
+        x, weight = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
+        to_pixels, to_weight, to_bias = torch.ops.aten.convolution_backward(
+            *(gradient, x, weight, [weight.shape[0]] if needed[2] else None),
+            *((1, 1), (0, 0), (1, 1), False, (0, 0), 1, needed),
+        )
+        to_x = None
+        if needed[0]:
+            to_x = x.new_zeros(ctx.shape)
+            to_x[:, :, :: ctx.stride[0], :: ctx.stride[1]] = to_pixels
+        return to_x, to_weight, to_bias, None
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _decides(*tensors: Tensor) -> bool:
+    """Whether a module may decide itself what is kept of these: eager mode, recorded, and nobody else does."""
+    if torch.compiler.is_compiling() or floats_needed() or not records(*tensors):
+        return False
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+
+
+def _is_strided_pointwise(module: nn.Module) -> bool:
+    return (
+        type(module) is nn.Conv2d
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.groups == 1
+        and module.padding in ((0, 0), "valid")
+    )
+
+
+_LEAN: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm2d: BatchNorm2d, nn.MaxPool2d: MaxPool2d}
+
+
+def make_lean_(model: nn.Module) -> None:
+    """Makes torch's batch norms, max pools and strided 1x1 convolutions the lean ones: the same objects, of another class."""
+    for module in model.modules():
+        lean: type[nn.Module] | None = Pointwise if _is_strided_pointwise(module) else _LEAN.get(type(module))
+        if lean is not None:
+            module.__class__ = lean
+
+
+def make_plain_(model: nn.Module) -> None:
+    """Makes the lean modules torch's own again."""
+    plain: dict[type[nn.Module], type[nn.Module]] = {lean: own for own, lean in _LEAN.items()}
+    plain[Pointwise] = nn.Conv2d
+    for module in model.modules():
+        if type(module) in plain:
+            module.__class__ = plain[type(module)]
+            module.__dict__.pop("keeps", None)
