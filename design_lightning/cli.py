@@ -22,6 +22,7 @@ COMMANDS = {
     "sensitivity": ("measure what each layer loses by being binary", "design_lightning.commands.sensitivity"),
     "design": ("search for a threshold kernel on images", "design_lightning.commands.design"),
     "gallery": ("draw one image through every published kernel", "design_lightning.commands.gallery"),
+    "benchmark": ("time training steps beside the float network's", "design_lightning.commands.benchmark"),
     "recipes": ("list the packaged configurations", "design_lightning.commands.recipes"),
 }
 """From a command to its line of help and the module whose `main(command, args)` runs it."""

@@ -44,6 +44,7 @@ def expect_same(first: Any, second: Any, otherwise: str, tolerance: float = 0.0)
     for ours, theirs in zip(tensors_in(first), tensors_in(second), strict=True):
         expect(ours.shape == theirs.shape, otherwise)
         if ours.numel():
+            ours, theirs = (t.float() if t.dtype == torch.bool else t for t in (ours, theirs))
             off, largest = float((ours - theirs).abs().max()), float(ours.abs().max())
             expect(off <= tolerance * largest, f"{otherwise}: they are {off:.2g} apart")
 

@@ -1,10 +1,10 @@
 """The elementwise work of the binary layers, between floats and bits.
 
-In eager mode on a CPU it goes through the batch sample by sample, so that what one operation leaves in the cache is there for
-the next, and a chain of them costs about one pass over memory. Compilers fuse the same operations by themselves.
+In eager mode on a CPU it goes through the batch in pieces, so that what one operation leaves in the cache is there for the
+next, and a chain of them costs about one pass over memory. Compilers fuse the same operations by themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def signs_and_derivative(
     x: Tensor, threshold: Tensor, estimator: Estimator, code: Code, with_bits: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The signs of x - threshold, what is kept of the derivative, and the signs as bits if asked for."""
-    if not _goes_by_sample(x):
+    if not goes_in_pieces(x):
         y = sign(x, threshold)
         return y, encode(distance(x, threshold), estimator, code), bits_of(y) if with_bits else None
     y = torch.empty_like(x)
@@ -28,16 +28,16 @@ def signs_and_derivative(
     bits = torch.empty(packed_shape(x.shape, axis, 8), dtype=torch.uint8) if with_bits else None
     kept = None
     one_for_all = threshold.dim() < x.dim() or threshold.shape[0] == 1
-    for i in range(x.shape[0]):
-        sample, its_threshold = x[i : i + 1], threshold if one_for_all else threshold[i : i + 1]
-        above = indicator(torch.ge, sample.float(), its_threshold)
-        y[i : i + 1] = above.mul(2).sub_(1)
+    for rows in pieces(x):
+        piece, its_threshold = x[rows], threshold if one_for_all else threshold[rows]
+        above = indicator(torch.ge, piece.float(), its_threshold)
+        y[rows] = above.mul(2).sub_(1)
         if bits is not None:
-            pack_bits(above, axis, out=bits[i : i + 1])
-        part = encode(distance(sample, its_threshold), estimator, code)
+            pack_bits(above, axis, out=bits[rows])
+        part = encode(distance(piece, its_threshold), estimator, code)
         if kept is None:
             kept = part.new_empty(x.shape[0], *part.shape[1:])
-        kept[i : i + 1] = part
+        kept[rows] = part
     assert kept is not None
     return y, kept, bits
 
@@ -45,11 +45,11 @@ def signs_and_derivative(
 def bits_of(signs: Tensor) -> Tensor:
     """+-1 as bits."""
     axis = packing_axis(signs.shape)
-    if not _goes_by_sample(signs):
+    if not goes_in_pieces(signs):
         return pack_bits(indicator(torch.gt, signs, 0), axis)
     bits = torch.empty(packed_shape(signs.shape, axis, 8), dtype=torch.uint8)
-    for i in range(signs.shape[0]):
-        pack_bits(indicator(torch.gt, signs[i : i + 1], 0), axis, out=bits[i : i + 1])
+    for rows in pieces(signs):
+        pack_bits(indicator(torch.gt, signs[rows], 0), axis, out=bits[rows])
     return bits
 
 
@@ -57,33 +57,40 @@ def signs_of(bits: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_la
     """The +-1 again, of a shape and type, in one of torch's memory formats."""
     axis = packing_axis(shape)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    if not _goes_by_sample(bits):
+    if not is_eager_on_cpu(bits) or bits.dim() < 2:
         signs = unpack_bits(bits, axis, shape[axis]).to(dtype).mul_(2).sub_(1)
         return signs.contiguous(memory_format=memory_format)
     signs = torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format)
-    for i in range(shape[0]):
-        signs[i : i + 1] = unpack_bits(bits[i : i + 1], axis, shape[axis]).to(dtype).mul_(2).sub_(1)
+    for rows in pieces(signs):
+        signs[rows] = unpack_bits(bits[rows], axis, shape[axis]).to(dtype).mul_(2).sub_(1)
     return signs
 
 
 def through_derivative(gradient: Tensor, kept: Tensor, step: Tensor, estimator: Estimator, code: Code) -> Tensor:
     """A gradient times the derivative that was kept: float32, or the gradient's type where no bit is lost by it."""
-    if not _goes_by_sample(gradient):
+    if not goes_in_pieces(gradient):
         return gradient * decode(kept, step, estimator, code, gradient.shape, gradient.dtype)
     flow = None
-    for i in range(gradient.shape[0]):
-        part = gradient[i : i + 1]
-        product = part * decode(kept[i : i + 1], step, estimator, code, part.shape, part.dtype)
+    for rows in pieces(gradient):
+        part = gradient[rows]
+        product = part * decode(kept[rows], step, estimator, code, part.shape, part.dtype)
         if flow is None:
             flow = torch.empty_like(gradient, dtype=product.dtype)
-        flow[i : i + 1] = product
+        flow[rows] = product
     assert flow is not None
     return flow
 
 
-def _goes_by_sample(x: Tensor) -> bool:
-    return is_eager_on_cpu(x) and x.dim() > 1 and x.shape[0] > 1 and x[0].numel() >= _LEAST
+def pieces(x: Tensor) -> Iterator[slice]:
+    """Parts of the batch that stay in a CPU's cache while a chain of operations goes over them."""
+    rows = max(1, _PIECE * x.shape[0] // max(x.numel(), 1))
+    return (slice(start, start + rows) for start in range(0, x.shape[0], rows))
 
 
-_LEAST = 1 << 14
-"""Elements of a sample from which on a step for each of them costs less than it saves."""
+def goes_in_pieces(x: Tensor) -> bool:
+    """Whether work on x is done piece by piece."""
+    return is_eager_on_cpu(x) and x.dim() > 1 and x.numel() > _PIECE
+
+
+_PIECE = 1 << 18
+"""Elements: a megabyte of float32."""

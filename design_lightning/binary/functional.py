@@ -251,7 +251,7 @@ class _ScaledSigns(torch.autograd.Function):
             return sign(w)
         # Either factor or its negative, to the last bit: f * 2s - s for f of 0 or 1.
         factor = _per_output(scale, w)
-        return torch.addcmul(-factor, indicator(torch.ge, w, 0), 2 * factor)
+        return indicator(torch.ge, w, 0).mul_(2 * factor).sub_(factor)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:

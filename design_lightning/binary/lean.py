@@ -8,6 +8,7 @@
 work, or somebody else decides what is kept (gradient checkpointing), they are torch's own.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from design_lightning.binary._indicator import is_eager_on_cpu
+from design_lightning.binary.elementwise import pieces
 from design_lightning.binary.functional import records
 from design_lightning.binary.keeping import Keeping, floats_needed, refuse_double_backward
 
@@ -54,7 +56,7 @@ def _counts(x: Tensor, scale: Tensor | None) -> Tensor:
     counts = torch.empty_like(x, dtype=torch.int16)
     # A channel whose scale is 0 holds nothing else.
     factor = None if scale is None else (1 / scale).nan_to_num(0, 0, 0).view(-1, 1, 1)
-    for rows in _samples(x):
+    for rows in _pieces(x):
         counts[rows] = x[rows] if factor is None else (x[rows] * factor).round_()
     return counts
 
@@ -62,16 +64,15 @@ def _counts(x: Tensor, scale: Tensor | None) -> Tensor:
 def _floats(counts: Tensor, scale: Tensor | None, stride: tuple[int, ...]) -> Tensor:
     x = torch.empty_strided(counts.shape, stride, dtype=torch.float32, device=counts.device)
     factor = None if scale is None else scale.view(-1, 1, 1)
-    for rows in _samples(counts):
+    for rows in _pieces(counts):
         x[rows] = counts[rows]
         if factor is not None:
             x[rows] *= factor
     return x
 
 
-def _samples(x: Tensor) -> list[slice]:
-    """The batch, on a CPU in single samples, which stay in its cache."""
-    return [slice(i, i + 1) for i in range(x.shape[0])] if is_eager_on_cpu(x) else [slice(None)]
+def _pieces(x: Tensor) -> Iterable[slice]:
+    return pieces(x) if is_eager_on_cpu(x) else [slice(None)]
 
 
 class MaxPool2d(nn.MaxPool2d, Keeping):
@@ -96,7 +97,7 @@ class _MaxPool(torch.autograd.Function):
         last = (kernel[0] - 1) * dilation[0] * x.shape[-1] + (kernel[1] - 1) * dilation[1]
         dtype = torch.uint8 if last < 256 else torch.int16 if last <= _MOST else torch.int32
         offsets = torch.empty_like(indices, dtype=dtype)
-        for rows in _samples(indices):
+        for rows in _pieces(indices):
             offsets[rows] = indices[rows] - ctx.first
         ctx.save_for_backward(offsets)
         return y
@@ -106,7 +107,7 @@ class _MaxPool(torch.autograd.Function):
         refuse_double_backward()
         (offsets,) = ctx.saved_tensors
         indices = torch.empty_like(offsets, dtype=torch.int64)
-        for rows in _samples(offsets):
+        for rows in _pieces(offsets):
             indices[rows] = offsets[rows]
             indices[rows] += ctx.first
         x = _of_shape(gradient, ctx.shape, ctx.channels_last)

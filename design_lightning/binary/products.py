@@ -55,9 +55,9 @@ class Convolution(NamedTuple):
         value: for the mode `constant`.
     """
 
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
     border: tuple[int, int, int, int] = (0, 0, 0, 0)
     mode: PaddingMode = "constant"

@@ -20,7 +20,8 @@ from design_lightning.binary.keeping import Keeping
 def _mean_abs(w: Tensor) -> Tensor:
     """The mean of |w| of each output channel, float32 (float64 for such weights): [O]."""
     wide = w if w.dtype == torch.float64 else w.float()
-    return wide.abs().flatten(1).mean(1)
+    rows = wide.flatten(1)
+    return torch.linalg.vector_norm(rows, 1, dim=1) / rows.shape[1]  # in one pass
 
 
 class WeightBinarizer(Float32State, Keeping):

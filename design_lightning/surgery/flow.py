@@ -148,6 +148,8 @@ _MOVES = _functions(
     ),
 )
 """Behind these a channel may stand elsewhere."""
+_LIKES = _functions("expand_as", "view_as", "reshape_as", "type_as")
+"""They take a shape or a type from their second operand, and nothing else."""
 _JOINS = _functions("add", "add_", "__add__", "__radd__", "__iadd__")
 
 
@@ -160,6 +162,8 @@ def after(function: Any, operands: Sequence[Any], inside: str, findings: Finding
         inside: the name of the innermost module that runs.
         findings: noted here: layers that turn out to be gates, projections of a shortcut, or to have a shortcut.
     """
+    if function in _LIKES:
+        operands = operands[:1]
     flows = [flow for flow in map(flow_of, operands) if flow is not None]
     if not flows:
         return None

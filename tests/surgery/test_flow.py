@@ -44,12 +44,18 @@ def assigned(net: Net, x: Tensor) -> Tensor:
     return out
 
 
+def gated(net: Net, x: Tensor) -> Tensor:
+    gate = x.mean((2, 3), keepdim=True).sigmoid()
+    return x * gate.expand_as(x)
+
+
 THROUGH: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "blur": lambda net, x: F.conv2d(x, net.blur, padding=1, groups=8),
     "assignment": assigned,
     "quotient": lambda net, x: x / 2,
     "addition": lambda net, x: x + 1,
     "pool and pad": lambda net, x: F.pad(F.avg_pool2d(x, 2), (1, 1, 1, 1)),
+    "a gate of the stream's shape": gated,
     "in place": lambda net, x: x.mul_(2).add_(1),
 }
 
