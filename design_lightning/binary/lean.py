@@ -35,7 +35,7 @@ class BatchNorm2d(nn.BatchNorm2d, Keeping):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: D102
         version, scale = getattr(input, "_counts_of", (None, None))
-        if version != input._version or self.keeps == "floats" or not _decides(input):
+        if version is None or self.keeps == "floats" or not _decides(input) or version != input._version:
             return super().forward(input)
 
         place, shape = input.data_ptr(), input.shape  # the hooks outlive the forward: they must not hold the input

@@ -112,6 +112,17 @@ def test_another_reader_of_the_norm_is_not_taken_for_counts() -> None:
     assert_same(run(lean, x), run(norm, x))
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_without_a_gradient_it_is_torch_s(mode: Any) -> None:
+    network = nn.Sequential(BinaryConv2d(8, 6, 3, activation=Sign()), nn.BatchNorm2d(6), nn.MaxPool2d(2)).eval()
+    x = torch.randn(2, 8, 8, 8)
+    with mode():
+        expected = network(x)
+    make_lean_(network)
+    with mode():
+        assert network(x).equal(expected)
+
+
 def test_gradient_checkpointing_decides_what_is_kept() -> None:
     layer = BinaryConv2d(8, 6, 3, padding=1, activation=Sign(estimator="ste"))
     network = nn.Sequential(layer, nn.BatchNorm2d(6, momentum=None), nn.MaxPool2d(2))
