@@ -67,7 +67,7 @@ def multiply_bits(
         is_binary: whether each output channel of the weight holds one number and its negative alone.
         keeps: what waits for the backward pass; see `binary.keeping`.
     """
-    x, weight, bias = _as_autocast(x, x, weight, bias)
+    x, weight, bias = _cast(_autocast_dtype(x), x, weight, bias)
     if not records(x, weight, bias):
         return _product_of_bits(product, x, weight, bias, is_binary)
     if keeps == "floats" or floats_needed():
@@ -89,8 +89,11 @@ def binarized_product(
     """`multiply_bits` of what `binarize` gives, in one function, which passes over x once less. Arguments as in these."""
     if keeps == "floats" or not records(x, threshold, weight, bias) or floats_needed():
         return multiply_bits(binarize(x, threshold, estimator, keeps), weight, bias, product, is_binary, keeps)
-    dtype, weight, bias = _as_autocast(x.dtype, x, weight, bias)
-    y: Tensor = _BinarizedProduct.apply(x, threshold, estimator, weight, bias, product, is_binary, keeps, dtype)
+    dtype = _autocast_dtype(x)
+    weight, bias = _cast(dtype, weight, bias)
+    y: Tensor = _BinarizedProduct.apply(
+        x, threshold, estimator, weight, bias, product, is_binary, keeps, dtype or x.dtype
+    )
     return y
 
 
@@ -127,7 +130,7 @@ def scaled_signs(
 
 def hardtanh(x: Tensor, lowest: float = -1.0, highest: float = 1.0, keeps: Keeps = "bits") -> Tensor:
     """x between two bounds. The gradient is 1 strictly between them, else 0."""
-    if keeps == "floats" or not records(x) or floats_needed():
+    if keeps == "floats" or not records(x) or floats_needed() or not x.dim():
         return F.hardtanh(x, lowest, highest)
     y: Tensor = _Hardtanh.apply(x, lowest, highest)
     return y
@@ -138,12 +141,14 @@ def records(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _as_autocast(x: Any, like: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, Tensor, Tensor | None]:
-    """The operands as autocast would give them to a product: inside a function of autograd it does nothing."""
-    if not torch.is_autocast_enabled(like.device.type):
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(like.device.type)
-    return x.to(dtype) if isinstance(x, Tensor) else dtype, weight.to(dtype), None if bias is None else bias.to(dtype)
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _cast(dtype: torch.dtype | None, *tensors: Tensor | None) -> tuple[Any, ...]:
+    """The operands as autocast gives them to a product, which it does not do inside a function of autograd."""
+    return tuple(tensor if tensor is None or dtype is None else tensor.to(dtype) for tensor in tensors)
 
 
 def _per_output(values: Tensor, w: Tensor) -> Tensor:

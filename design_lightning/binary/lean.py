@@ -92,7 +92,6 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Tensor:
         y, indices = torch.ops.aten.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil)
         ctx.settings, ctx.shape = (kernel, stride, padding, dilation, ceil), x.shape
-        ctx.channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         ctx.first = _first_of_windows(y, x.shape[-1], stride, padding)
         last = (kernel[0] - 1) * dilation[0] * x.shape[-1] + (kernel[1] - 1) * dilation[1]
         dtype = torch.uint8 if last < 256 else torch.int16 if last <= _MOST else torch.int32
@@ -110,7 +109,7 @@ class _MaxPool(torch.autograd.Function):
         for rows in _pieces(offsets):
             indices[rows] = offsets[rows]
             indices[rows] += ctx.first
-        x = _of_shape(gradient, ctx.shape, ctx.channels_last)
+        x = gradient.new_empty(1).expand(ctx.shape)  # whose values nobody reads; it takes no memory
         to_x = torch.ops.aten.max_pool2d_with_indices_backward(gradient, x, *ctx.settings, indices)
         return to_x, None, None, None, None, None
 
@@ -120,14 +119,6 @@ def _first_of_windows(y: Tensor, width: int, stride: tuple[int, int], padding: t
     rows = torch.arange(y.shape[-2], device=y.device) * stride[0] - padding[0]
     columns = torch.arange(y.shape[-1], device=y.device) * stride[1] - padding[1]
     return rows[:, None] * width + columns
-
-
-def _of_shape(like: Tensor, shape: torch.Size, channels_last: bool) -> Tensor:
-    """A tensor of a shape whose values nobody reads; it takes no memory."""
-    if channels_last:
-        batch, channels, height, width = shape
-        return like.new_empty(1).as_strided(shape, (0, 0, 0, 0)).expand(batch, channels, height, width)
-    return like.new_empty(1).expand(shape)
 
 
 class Pointwise(nn.Conv2d, Keeping):

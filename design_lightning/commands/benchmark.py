@@ -52,6 +52,8 @@ def main(command: str, args: Sequence[str]) -> None:
         device=given.device,
         channels_last=given.channels_last,
     )
+    if given.out and not Path(given.out).resolve().parent.is_dir():
+        raise ValueError(f"--out {given.out}: there is no folder {Path(given.out).parent}; make it first")
     results = measure_steps(config, lambda text: print(text, file=sys.stderr, flush=True))
     everything: dict[str, Any] = {"command": f"design-train {command} {' '.join(args)}", **as_dict(config, results)}
     if given.out:

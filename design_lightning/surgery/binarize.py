@@ -36,7 +36,8 @@ def binarize_(
     """Makes the convolutions and linear layers of a model binary, in place.
 
     The layers keep their parameters, which become latent weights, and their names. Float activations whose output reaches
-    a binarizer become its companion.
+    a binarizer become its companion. Batch norms, max pools and strided 1x1 convolutions of torch get a class that computes the
+    same and keeps less for the backward pass (`binary.lean`).
 
     Args:
         model: a timm network, its `features_only` form, or any module.

@@ -2,6 +2,11 @@
 
 The networks take turns, step by step, so that whatever else the machine does meets them alike. Times are medians, ratios are
 medians of the ratios within a round. Memory is counted by the allocator's events, not by the size of the process.
+
+    float  the float network
+    naive  binary, with float tensors for the backward pass, and torch's own norms and pools
+    bits   binary, with bits for the backward pass
+    sign   as bits, with a plain Sign in place of DeSign
 """
 
 import platform
@@ -26,13 +31,6 @@ from design_lightning.binary.lean import make_plain_
 Variant = Literal["float", "naive", "bits", "sign"]
 Mode = Literal["eager", "compiled"]
 
-VARIANTS: dict[Variant, str] = {
-    "float": "the float network",
-    "naive": "binary, with float tensors for the backward pass",
-    "bits": "binary, with bits for the backward pass",
-    "sign": "as bits, with a plain Sign in place of DeSign",
-}
-
 
 @dataclass(frozen=True)
 class StepConfig:
@@ -43,7 +41,7 @@ class StepConfig:
         batch: images a step.
         size: their height and width; the network's own if None.
         binary: fields of `BinaryConfig` for the binary variants.
-        variants: which of `VARIANTS`, in the order of a round.
+        variants: which of those above, in the order of a round.
         modes: `eager`, `compiled`, or both.
         rounds: how many steps of each are timed, after one that is not.
         threads: of the CPU; torch's own choice if None.

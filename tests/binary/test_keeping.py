@@ -1,6 +1,5 @@
 """What waits for the backward pass: bits, and gradients that are those of the naive layer."""
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +23,7 @@ from design_lightning.binary import (
     Hardtanh,
     RSign,
     Sign,
+    elementwise,
     keep_for_backward_,
     largest_error,
     make_estimator,
@@ -131,10 +131,25 @@ class TestGradients:
             ours, naive = gradients(layer, x, "bits"), gradients(layer, x, "floats")
             assert_same_bits(ours, naive)
 
-    def test_large_batches_go_by_sample(self) -> None:
-        layer = BinaryConv2d(8, 6, 3, padding=1, activation=RSign(8, estimator="ste"))
-        x = torch.randn(3, 8, 64, 64)
-        assert_same_bits(gradients(layer, x, "bits"), gradients(layer, x, "floats"))
+    @pytest.mark.parametrize("estimator", ["ste", "approx_sign"])
+    @pytest.mark.parametrize("channels_last", [False, True])
+    @pytest.mark.parametrize("samples", [0, 1, 2])
+    def test_large_batches_go_in_pieces(
+        self, monkeypatch: pytest.MonkeyPatch, samples: int, channels_last: bool, estimator: str
+    ) -> None:
+        layers = [BinaryConv2d(8, 6, 3, padding=1, activation=RSign(8, estimator=estimator)), linear(estimator)]
+        for layer in layers:
+            x = input_for(layer)
+            if channels_last and x.dim() == 4:
+                x = x.to(memory_format=torch.channels_last)
+            whole = [gradients(layer, x, keeps) for keeps in ("bits", "exact")]
+            with monkeypatch.context() as patch:
+                patch.setattr(elementwise, "_PIECE", max(1, samples * x[0].numel()))
+                assert elementwise.goes_in_pieces(x)
+                for keeps, expected in zip(("bits", "exact"), whole, strict=True):
+                    in_pieces = gradients(layer, x, keeps)
+                    assert all(in_pieces[name].equal(value) for name, value in expected.items())
+                    assert in_pieces["input"].stride() == expected["input"].stride()
 
     @pytest.mark.parametrize("kind", [convolution, linear])
     @pytest.mark.parametrize("estimator", ["ste", "approx_sign"])
@@ -355,8 +370,3 @@ def test_what_is_packed_comes_out_again(shape: tuple[int, ...], data: st.DataObj
         assert packed.dtype == torch.uint8
         assert packed.shape[axis] == -(-shape[axis] // to_a_byte)
         assert unpack(packed, axis, shape[axis]).long().equal(values)
-
-
-def test_every_combination_was_compared() -> None:
-    """The parametrization above covers the whole grid: a new estimator or binarizer joins it by being registered."""
-    assert len(list(itertools.product(ESTIMATORS, WEIGHT_BINARIZERS, (convolution, linear)))) == 50

@@ -74,6 +74,7 @@ def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypat
         (["--variants", "float,bit"], "unknown variants 'bit'"),
         (["--modes", "fast"], "unknown modes 'fast'"),
         (["--estimator", "st"], "'st'"),
+        (["--out", "no_such_folder/result.json"], "no folder no_such_folder"),
         (["--device", "cuda"], "no CUDA device"),
     ],
 )
