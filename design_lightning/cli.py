@@ -29,6 +29,9 @@ COMMANDS = {
 
 DEBUG = "DESIGN_TRAIN_DEBUG"
 
+USERS_ERRORS = (ValueError, OSError, ImportError)
+"""What this project raises for its user to mend."""
+
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs one command. Errors of the user's input end the process with one line and the code 1, wrong arguments with 2."""
@@ -49,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         import_plugins()
         importlib.import_module(COMMANDS[command][1]).main(command, args[1:])
-    except (ValueError, OSError, ImportError) as error:
+    except USERS_ERRORS as error:
         ours = _ours(error)
         if os.environ.get(DEBUG) or ours is None:
             raise
@@ -85,7 +88,8 @@ def _ours(error: BaseException | None) -> BaseException | None:
     found = None
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
-        if frames and any(Path(frames[-1].filename).resolve().is_relative_to(home) for home in homes):
+        ours = frames and any(Path(frames[-1].filename).resolve().is_relative_to(home) for home in homes)
+        if ours and isinstance(error, USERS_ERRORS):
             found = error
         error = error.__cause__
     return found

@@ -1,6 +1,7 @@
 """`design-train design`: the threshold kernel that scores best on images, or on a model's own pre-activations."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -123,6 +124,11 @@ def _check(given: argparse.Namespace, from_model: bool) -> None:
     given.out = given.out or ("overrides.yaml" if given.per_layer else "kernel.json")
     if Path(given.out).suffix != suffix:
         raise ValueError(f"--out is {given.out!r}, but what is written is a {suffix} file")
+    if Path(given.out).is_dir():
+        raise ValueError(f"--out {given.out!r} is a folder: give the name of a file")
+    folder = next(parent for parent in Path(given.out).absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"--out {given.out!r} cannot be written: {str(folder)!r} is no folder that one may write to")
 
 
 def _config(given: argparse.Namespace, from_model: bool) -> "SearchConfig":
@@ -177,18 +183,21 @@ def _progress(quiet: bool) -> Iterator["Progress | None"]:
 
 def _write(found: dict[str, "SearchResult"], out: str) -> None:
     """A kernel as JSON, or a kernel a layer as overrides of a configuration."""
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     if "" in found:
-        found[""].best.kernel.to_json(out)
-        return
-    import yaml
+        text = found[""].best.kernel.to_json() + "\n"
+    else:
+        import yaml
 
-    kernels = {
-        layer: {"kernel": [[list(row) for row in plane] for plane in result.best.kernel.levels]}
-        for layer, result in found.items()
-    }
-    text = yaml.safe_dump({"overrides": kernels}, sort_keys=False, default_flow_style=None, width=120)
-    Path(out).write_text(text, encoding="utf-8")
+        kernels = {
+            layer: {"kernel": [[list(row) for row in plane] for plane in result.best.kernel.levels]}
+            for layer, result in found.items()
+        }
+        text = yaml.safe_dump({"overrides": kernels}, sort_keys=False, default_flow_style=None, width=120)
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--out {out!r} cannot be written: {error}") from error
 
 
 def _print(found: dict[str, "SearchResult"], given: argparse.Namespace) -> None:

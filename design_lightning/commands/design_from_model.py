@@ -8,12 +8,11 @@ from typing import Any, cast
 
 import timm
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from design_lightning._names import did_you_mean
 from design_lightning.binary import BinaryLayer, DeSign
-from design_lightning.kernels.search import Preactivations, SearchConfig
+from design_lightning.kernels.search import Preactivations, SearchConfig, read_image
 from design_lightning.surgery import BinaryConfig, binarize_
 from design_lightning.surgery.stages import binary_layers
 
@@ -42,7 +41,7 @@ class Inputs:
         )
         for start in range(0, len(self.paths), self.batch_size):
             paths = self.paths[start : start + self.batch_size]
-            yield torch.stack([transform(_read(path, "L" if channels == 1 else "RGB")) for path in paths])
+            yield torch.stack([transform(read_image(path, "L" if channels == 1 else "RGB")) for path in paths])
 
 
 def preactivations(
@@ -136,11 +135,3 @@ def _in_standard_deviations(layer: BinaryLayer, x: Tensor) -> Tensor | None:
     if x.dim() == 3 and grid is not None:
         return x[:, prefix_tokens:].transpose(1, 2).unflatten(2, grid)
     return x.permute(0, 3, 1, 2) if x.dim() == 4 else None
-
-
-def _read(path: str, mode: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert(mode)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path!r} is no image that can be read: {error}") from error

@@ -81,8 +81,10 @@ def test_prints_tables_of_eighty_columns_and_writes_the_best(
     for score in SCORES.values():
         assert score.title in output
         assert re.search(rf"\b{score.short}\b", output)
+    ranks, scores = output.partition("scores of all published kernels")[::2]
     for name in PUBLISHED:
-        assert (name in output) == (dl.ThresholdKernel.named(name).shape == kernel.shape)
+        assert (name in ranks) == (dl.ThresholdKernel.named(name).shape == kernel.shape)
+        assert name in scores
     assert "written: kernel.json and found.png" in output
     with Image.open("found.png") as picture:
         assert picture.size[0] > 1000
@@ -197,6 +199,12 @@ def test_gallery_draws_every_published_kernel(
         ("design --images PICTURES --image x.png", 1, "--image is what --figure shows: give --figure, too"),
         ("design --images PICTURES --per_layer", 1, "--per_layer goes with --model or --checkpoint"),
         ("design --images PICTURES --image_size 8", 1, "--image_size goes with --model or --checkpoint"),
+        ("design --images PICTURES --out FOLDER.json", 1, "--out 'FOLDER.json' is a folder: give the name of a file"),
+        ("design --images PICTURES --out FILE/kernel.json", 1, "FILE' is no folder that one may write to"),
+        ("design --images PICTURES --out /proc/no/kernel.json", 1, "--out '/proc/no/kernel.json' cannot be written"),
+        ("design --images PICTURES --figure FOLDER.png", 1, "figure 'FOLDER.png' is a folder: give the name of a file"),
+        ("design --images PICTURES --seed -1", 1, "seed is -1, but must be at least 0"),
+        ("design --images PICTURES --checkpoint FILE", 1, "'FILE' is not readable as safetensors, cut off perhaps"),
         ("design --images PICTURES --device cuda:99", 1, "device 'cuda:99'"),
         ("design --images PICTURES --model resnet81", 1, "unknown model 'resnet81': did you mean 'resnet18'"),
         ("design --images PICTURES --model resnet18 --reference grey", 1, "--reference grey goes with simulated maps"),
@@ -208,6 +216,8 @@ def test_gallery_draws_every_published_kernel(
         ("gallery", 2, "the following arguments are required: --image"),
         ("gallery --image no.png", 1, "no image file 'no.png'"),
         ("gallery --image PICTURES/3.png --out no/x.png", 1, "there is no folder 'no'"),
+        ("gallery --image PICTURES/3.png --out FOLDER.png", 1, "figure 'FOLDER.png' is a folder"),
+        ("gallery --image PICTURES/3.png --max_side -3", 1, "max_side is -3, but an image needs at least 8 pixels"),
         ("gallery --image PICTURES/3.png --kernel 2x2_v9", 1, "unknown kernel '2x2_v9': did you mean"),
     ],
 )
@@ -215,6 +225,9 @@ def test_a_wrong_word_ends_in_one_clear_line(
     pictures: Path, checkpoint: str, capsys: pytest.CaptureFixture[str], command: str, code: int, message: str
 ) -> None:
     args = command.replace("PICTURES", str(pictures)).replace("CHECKPOINT", checkpoint).split()
+    Path("FILE").write_text("neither a folder nor a checkpoint")
+    for folder in ("FOLDER.json", "FOLDER.png"):
+        Path(folder).mkdir()
     with pytest.raises(SystemExit) as stopped:
         main(args)
     error = capsys.readouterr().err.strip().splitlines()

@@ -10,9 +10,9 @@ from design_lightning.kernels.search.alphabet import Alphabet
 from design_lightning.kernels.search.candidates import Candidates
 from design_lightning.kernels.search.config import SearchConfig
 from design_lightning.kernels.search.figures import check_figure, draw_gallery, draw_result
-from design_lightning.kernels.search.images import ImageFolder, ImageTensor, read_grey
+from design_lightning.kernels.search.images import ImageFolder, ImageTensor, read_grey, read_image
 from design_lightning.kernels.search.maps import MapBatch, Maps, SimulatedMaps
-from design_lightning.kernels.search.moments import Moments, collect_moments
+from design_lightning.kernels.search.moments import Moments, collect_moments, collect_moments_of_shapes
 from design_lightning.kernels.search.preactivations import Preactivations
 from design_lightning.kernels.search.ranking import rank_candidates
 from design_lightning.kernels.search.result import Candidate, SearchResult
@@ -37,10 +37,12 @@ __all__ = [
     "SimulatedMaps",
     "check_figure",
     "collect_moments",
+    "collect_moments_of_shapes",
     "draw_gallery",
     "draw_result",
     "rank_candidates",
     "read_grey",
+    "read_image",
     "search_kernels",
     "search_per_unit",
 ]

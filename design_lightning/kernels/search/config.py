@@ -32,7 +32,7 @@ class SearchConfig:
             images and units: it hardly ever switches. 0 excludes none.
         filters: random filters a seed; only of simulated maps.
         seeds: how many seeds of filters, from `seed` on.
-        seed: of the filters, the order of the images, and the bootstrap.
+        seed: of the filters, the order of the images, and the bootstrap; from 0 to 2^32 - 1.
         groups: of images, for the bootstrap.
         resamples: of the bootstrap.
         keep: how many of the best are reported.
@@ -76,6 +76,8 @@ class SearchConfig:
         for name, least in (("filters", 1), ("seeds", 1), ("groups", 1), ("resamples", 0), ("keep", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}, but must be at least 0 and below 2^32")
         _ = self.candidates
         try:
             torch.empty(0, device=self.device)
@@ -94,8 +96,8 @@ class SearchConfig:
 
     @property
     def alphabet(self) -> Alphabet:
-        """The levels, and behind them those of published kernels of this shape that it lacks."""
-        return Alphabet.of(self.levels).with_levels_of(self.published)
+        """The levels, and behind them those of published kernels that it lacks."""
+        return Alphabet.of(self.levels).with_levels_of([*self.published, *self.others])
 
     @property
     def candidates(self) -> Candidates:
@@ -105,5 +107,13 @@ class SearchConfig:
     @property
     def published(self) -> list[ThresholdKernel]:
         """The published kernels of this shape."""
-        shape = (DEPTHS[self.family], self.rows, self.columns)
-        return [kernel for kernel in map(ThresholdKernel.named, PUBLISHED) if kernel.shape == shape]
+        return [kernel for kernel in map(ThresholdKernel.named, PUBLISHED) if kernel.shape == self._shape]
+
+    @property
+    def others(self) -> list[ThresholdKernel]:
+        """The published kernels of other shapes: they have scores on the same maps, but no ranks."""
+        return [kernel for kernel in map(ThresholdKernel.named, PUBLISHED) if kernel.shape != self._shape]
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return DEPTHS[self.family], self.rows, self.columns

@@ -23,11 +23,13 @@ def check_figure(path: str | Path) -> None:
     """Refuses a figure's file that could not be written, before the work is done.
 
     Raises:
-        ValueError: if its suffix is none that matplotlib writes here.
+        ValueError: if its suffix is none that matplotlib writes here, or it is a folder itself.
         FileNotFoundError: if its folder does not exist.
     """
     if Path(path).suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"figure {str(path)!r}: use a name that ends in .png, .pdf or .svg")
+    if Path(path).is_dir():
+        raise ValueError(f"figure {str(path)!r} is a folder: give the name of a file")
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"figure {str(path)!r}: there is no folder {str(Path(path).parent)!r}")
 
@@ -139,7 +141,7 @@ def _draw_curve(axes: "Axes", found: "SearchResult") -> None:
     axes.fill_between(ranks, values, min(values), step="post", color="0.25", alpha=0.08, linewidth=0)
     axes.plot([1], [found.best.scores[name]], "o", color="black", markersize=7)
     axes.annotate(f"best: {found.best.pattern.partition(' | ')[0]}", (1, found.best.scores[name]), **_beside(10, 8))
-    for i, candidate in enumerate(found.published):
+    for i, candidate in enumerate(sorted(found.published, key=lambda c: c.ranks[name])):
         color, value = _MARKS[i % len(_MARKS)], candidate.scores[name]
         if candidate.excluded:
             axes.axhline(value, color=color, linewidth=1.2, linestyle=(0, (5, 4)))
@@ -153,7 +155,7 @@ def _draw_curve(axes: "Axes", found: "SearchResult") -> None:
         else:
             axes.plot([candidate.ranks[name]], [value], "o", color=color, markersize=8)
             label = f"{candidate.kernel.name}: rank {candidate.ranks[name]:,}"
-            axes.annotate(label, (candidate.ranks[name], value), ha="right", **_beside(-9, -12, color))
+            axes.annotate(label, (candidate.ranks[name], value), ha="right", **_beside(-9, -12 - 15 * (i % 3), color))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel(f"rank among the {found.kept:,} kernels without an entry that never switches")

@@ -3,10 +3,13 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 LUMA = (0.299, 0.587, 0.114)
@@ -71,8 +74,7 @@ class ImageFolder:
     def __init__(self, folder: str | Path, limit: int | None = None, seed: int = 0, max_side: int = 256) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}, but there must be at least 1 image")
-        if max_side < 8:
-            raise ValueError(f"max_side is {max_side}, but an image needs at least 8 pixels")
+        _check_side(max_side)
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"no image folder {str(folder)!r}")
         found = sorted(
@@ -102,26 +104,57 @@ class ImageFolder:
         yield start, torch.stack(held)
 
 
-def read_grey(path: str | Path, max_side: int = 256) -> Tensor:
-    """One image as grey [H, W] in [0, 1], reduced to `max_side` where it is larger.
+def read_image(path: str | Path, mode: Literal["L", "RGB"]) -> "Image.Image":
+    """One image in 8 bits, upright as its camera says; of 16 bits the upper eight, and transparency is left out.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no image.
+        ValueError: if it is no image, or has other numbers than 8 or 16 bits.
     """
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"no image file {str(path)!r}")
     try:
         with Image.open(path) as image:
-            grey = image.convert("L")
-    except (UnidentifiedImageError, OSError) as error:
+            return _eight_bits(ImageOps.exif_transpose(image)).convert(mode)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{str(path)!r} is no image that can be read: {error}") from error
+
+
+def _eight_bits(image: "Image.Image") -> "Image.Image":
+    """PIL's own conversion clips 16 bits at 255, which leaves a white image."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its numbers are none of 8 or 16 bits (mode {image.mode}); save it with 8")
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def read_grey(path: str | Path, max_side: int = 256) -> Tensor:
+    """One image as grey [H, W] in [0, 1], reduced to `max_side` where it is larger.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no image, or `max_side` is too small.
+    """
+    import numpy as np
+    from PIL import Image
+
+    _check_side(max_side)
+    grey = read_image(path, "L")
     if max(grey.size) > max_side:
         grey.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(grey)).float() / 255
+
+
+def _check_side(max_side: int) -> None:
+    if max_side < 8:
+        raise ValueError(f"max_side is {max_side}, but an image needs at least 8 pixels")
 
 
 def _walk(folder: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -76,18 +76,39 @@ def collect_moments(
     Raises:
         ValueError: if a map is smaller than the kernel, or not finite, or there are none.
     """
+    shape = (rows, columns)
+    return collect_moments_of_shapes(maps, [shape], thresholds, ties, groups, exact_bins, progress)[shape]
+
+
+def collect_moments_of_shapes(
+    maps: Maps,
+    shapes: Sequence[tuple[int, int]],
+    thresholds: Sequence[float],
+    ties: bool = True,
+    groups: int = 20,
+    exact_bins: bool = False,
+    progress: Progress | None = None,
+) -> dict[tuple[int, int], Moments]:
+    """As `collect_moments`, of kernels of several (rows, columns) in the same pass over the maps.
+
+    The first shape must fit into every map. Of the others, those that do not are left out.
+    """
     groups = max(1, min(groups, maps.image_count))
-    tables = _Tables(maps, rows, columns, thresholds, ties, groups, exact_bins)
+    tables = {shape: _Tables(maps, *shape, thresholds, ties, groups, exact_bins) for shape in dict.fromkeys(shapes)}
     for batch in maps:
-        tables.add(batch)
+        for shape in list(tables):
+            if shape == shapes[0] or tables[shape].fit(batch):
+                tables[shape].add(batch)
+            else:
+                del tables[shape]
         if progress is not None:
             progress(int(batch.images[-1]) + 1, maps.image_count)
-    empty = (tables.pixels() == 0).nonzero().tolist()
+    empty = (tables[shapes[0]].pixels() == 0).nonzero().tolist()
     if empty:
         raise ValueError(
             f"{maps.units[empty[0][1]]} has no maps of group {empty[0][0]} of the images; give more images"
         )
-    return tables.moments()
+    return {shape: table.moments() for shape, table in tables.items()}
 
 
 class _Tables:
@@ -114,12 +135,16 @@ class _Tables:
         self.pairs = torch.zeros(places * 2 * self.kinds**2, dtype=torch.float64)
         self.squares = torch.zeros(places, dtype=torch.float64)
 
+    def fit(self, batch: MapBatch) -> bool:
+        """Whether the kernels fit into a batch's maps."""
+        return batch.values.shape[-2] >= self.rows and batch.values.shape[-1] >= self.columns
+
     def add(self, batch: MapBatch) -> None:
         """Counts the pixels of a batch."""
         values, device = batch.values.float(), batch.values.device
         height, width = values.shape[-2:]
         names = sorted({self.names[u] for u in batch.units.tolist()})
-        if height < self.rows or width < self.columns:
+        if not self.fit(batch):
             raise ValueError(
                 f"{names[0]}: its maps of {height}x{width} pixels are smaller than a kernel of {self.rows}x{self.columns}; "
                 "leave it out, or use a smaller size"

@@ -1,6 +1,8 @@
 """From moments to a result: all candidates scored, the best ones with standard errors, and where the published ones stand."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,11 +25,37 @@ def rank_candidates(
     units: Sequence[str],
     image_count: int,
     progress: Progress | None = None,
+    others: Mapping[tuple[int, int], Moments] | None = None,
 ) -> SearchResult:
-    """The search itself, from moments alone; `search_kernels` gathers them."""
-    scorer = Scorer(moments, config.alphabet, config.rows, config.columns, config.device)
+    """The search itself, from moments alone; `search_kernels` gathers them.
+
+    Args:
+        moments: of maps, for kernels of the search's rows and columns.
+        config: how to search.
+        units: the name of each unit.
+        image_count: how many images there were.
+        progress: called with a stage, how much of it is done, and how much there is.
+        others: moments by other (rows, columns), to score the published kernels that have those.
+    """
+    scorer = Scorer(moments, config.alphabet, config.rows, config.columns, config.device, config.candidates.levels)
     values, kept = _score_all(scorer, config, progress)
-    ranking = _Ranking(moments, scorer, config, values, kept)
+    with _one_thread():
+        return _result(moments, config, units, image_count, scorer, values, kept, others or {})
+
+
+def _result(
+    moments: Moments,
+    config: SearchConfig,
+    units: Sequence[str],
+    image_count: int,
+    scorer: Scorer,
+    values: Tensor,
+    kept: Tensor,
+    others: Mapping[tuple[int, int], Moments],
+) -> SearchResult:
+    """What follows from the scores of all candidates."""
+    measure = _Measure(moments, config, config.rows, config.columns)
+    ranking = _Ranking(measure, config, values, kept)
     if not bool(kept.any()):
         raise ValueError(
             f"each of the {len(kept):,} candidates has an entry that gives one bit on all but {config.min_share:.2%} of its "
@@ -38,6 +66,9 @@ def rank_candidates(
     codes = {kernel.name: config.alphabet.codes_of(kernel) for kernel in config.published}
     known = {name: found for name, found in codes.items() if found is not None}
     published = ranking.describe(list(known.values()), list(known))
+    measures = {(config.rows, config.columns): measure}
+    measures |= {shape: _Measure(part, config, *shape) for shape, part in others.items()}
+    scored, unscored = _score_others(measures, config)
     return SearchResult(
         config=config,
         images=image_count,
@@ -48,10 +79,22 @@ def rank_candidates(
         top=tuple(top),
         best_by=dict(zip(SCORES, best, strict=True)),
         published=tuple(published),
-        unscored=tuple(name for name, found in codes.items() if found is None),
+        others=tuple(scored),
+        unscored=(*(name for name, found in codes.items() if found is None), *unscored),
         values=values,
         is_kept=kept,
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The bootstrap is thousands of steps on small tables: threads that wait for each other on busy cores take ten times longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _score_all(scorer: Scorer, config: SearchConfig, progress: Progress | None) -> tuple[Tensor, Tensor]:
@@ -75,23 +118,70 @@ def switches(shares: Tensor, codes: Tensor, min_share: float) -> Tensor:
     return ((at_entries >= min_share) & (at_entries <= 1 - min_share)).flatten(1).all(1)
 
 
-class _Ranking:
-    """Finds and describes candidates among the scores of all."""
+class _Measure:
+    """Scores kernels of some rows and columns, with standard errors."""
 
-    def __init__(self, moments: Moments, scorer: Scorer, config: SearchConfig, values: Tensor, kept: Tensor) -> None:
-        self.config, self.scorer, self.values, self.kept = config, scorer, values, kept
+    def __init__(self, moments: Moments, config: SearchConfig, rows: int, columns: int) -> None:
+        self.config, self.columns = config, columns
+
+        def scorer(part: Moments) -> Scorer:
+            return Scorer(part, config.alphabet, rows, columns, config.device)
+
+        self.scorer = scorer(moments)
+        self.resampled = [scorer(moments.total(weights)) for weights in _bootstrap(len(moments.cells), config)]
+        count = moments.cells.shape[1]
+        self.by_unit = [scorer(moments.unit(u)) for u in (range(count) if count > 1 else ())]
+
+    def describe(self, kernels: list[Codes], names: list[str] | None = None) -> list[Candidate]:
+        """Scores and standard errors of kernels of one depth; published ones have names."""
+        if not kernels:
+            return []
+        codes, alphabet = torch.tensor(kernels, device=self.config.device), self.config.alphabet
+        scores = self.scorer(codes).cpu()
+        errors = _spread([scorer(codes).cpu() for scorer in self.resampled])
+        unit_errors = _spread([scorer(codes).cpu() for scorer in self.by_unit]) / max(1, len(self.by_unit)) ** 0.5
+        kept = switches(self.scorer.shares, codes, self.config.min_share).tolist()
+        return [
+            Candidate(
+                kernel=ThresholdKernel.named(names[i]) if names else self._designed(codes_of_one),
+                pattern=" | ".join(alphabet.pattern(plane, self.columns) for plane in codes_of_one),
+                scores=_by_name(scores[i]),
+                errors=_by_name(errors[i]) if len(errors) else {},
+                unit_errors=_by_name(unit_errors[i]) if len(unit_errors) else {},
+                ranks={},
+                excluded="" if kept[i] else self._reason(codes_of_one),
+            )
+            for i, codes_of_one in enumerate(kernels)
+        ]
+
+    def _designed(self, codes: Codes) -> ThresholdKernel:
+        config, alphabet = self.config, self.config.alphabet
+        text = ".".join("_".join(alphabet.labels[i] for i in plane) for plane in codes)
+        provenance = (
+            f"design_lightning.kernels.search: {config.score}, reference {config.reference}, levels {alphabet.name}, "
+            f"ties {config.ties}, min_share {config.min_share:g}, seed {config.seed}"
+        )
+        return alphabet.kernel(codes, self.columns, f"designed_{config.size}_{text}", provenance)
+
+    def _reason(self, codes: Codes) -> str:
+        """Which entry never switches, and how often it is on."""
+        for plane in codes:
+            for place, level in enumerate(plane):
+                share = float(self.scorer.shares[place, level])
+                if not self.config.min_share <= share <= 1 - self.config.min_share:
+                    row, column = divmod(place, self.columns)
+                    where = f"level {self.config.alphabet.labels[level]} at row {row + 1}, column {column + 1}"
+                    return f"{where} is on in {share:.2%} of its pixels"
+        return ""
+
+
+class _Ranking:
+    """Finds and ranks candidates among the scores of all."""
+
+    def __init__(self, measure: _Measure, config: SearchConfig, values: Tensor, kept: Tensor) -> None:
+        self.measure, self.space, self.values, self.kept = measure, config.candidates, values, kept
         self.names = list(SCORES)
         self.signs = torch.tensor([1.0 if score.highest else -1.0 for score in SCORES.values()])
-        self.alphabet, self.space = config.alphabet, config.candidates
-        self.resampled = [
-            Scorer(moments.total(weights), self.alphabet, config.rows, config.columns, config.device)
-            for weights in _bootstrap(len(moments.cells), config)
-        ]
-        count = moments.cells.shape[1]
-        self.by_unit = [
-            Scorer(moments.unit(u), self.alphabet, config.rows, config.columns, config.device)
-            for u in (range(count) if count > 1 else ())
-        ]
 
     def codes(self, number: int) -> Codes:
         """The levels of a candidate."""
@@ -117,56 +207,33 @@ class _Ranking:
         return found
 
     def describe(self, kernels: list[Codes], names: list[str] | None = None) -> list[Candidate]:
-        """Scores, standard errors and ranks of kernels."""
-        if not kernels:
-            return []
-        codes = torch.tensor(kernels, device=self.config.device)
-        scores = self.scorer(codes).cpu()
-        errors = _spread([scorer(codes).cpu() for scorer in self.resampled])
-        unit_errors = _spread([scorer(codes).cpu() for scorer in self.by_unit]) / max(1, len(self.by_unit)) ** 0.5
-        kept = switches(self.scorer.shares, codes, self.config.min_share).tolist()
-        return [
-            Candidate(
-                kernel=self._kernel(codes_of_one, names[i] if names else None),
-                pattern=" | ".join(self.alphabet.pattern(plane, self.config.columns) for plane in codes_of_one),
-                scores=dict(zip(self.names, scores[i].tolist(), strict=True)),
-                errors=dict(zip(self.names, errors[i].tolist(), strict=True)) if len(errors) else {},
-                unit_errors=dict(zip(self.names, unit_errors[i].tolist(), strict=True)) if len(unit_errors) else {},
-                ranks=self._ranks(scores[i], self.kept if kept[i] else None),
-                excluded="" if kept[i] else self._reason(codes_of_one),
-            )
-            for i, codes_of_one in enumerate(kernels)
-        ]
+        """Scores, standard errors and ranks of kernels of the search's shape."""
+        return [replace(found, ranks=self._ranks(found)) for found in self.measure.describe(kernels, names)]
 
-    def _kernel(self, codes: Codes, published: str | None) -> ThresholdKernel:
-        if published is not None:
-            return ThresholdKernel.named(published)
-        config = self.config
-        text = ".".join("_".join(self.alphabet.labels[i] for i in plane) for plane in codes)
-        provenance = (
-            f"design_lightning.kernels.search: {config.score}, reference {config.reference}, levels {self.alphabet.name}, "
-            f"ties {config.ties}, min_share {config.min_share:g}, seed {config.seed}"
-        )
-        return self.alphabet.kernel(codes, config.columns, f"designed_{config.size}_{text}", provenance)
-
-    def _ranks(self, scores: Tensor, among: Tensor | None) -> dict[str, int]:
+    def _ranks(self, found: Candidate) -> dict[str, int]:
         """1 and the number of better candidates, under each score; among all where the kernel is not kept itself."""
         ranks = {}
         for s, name in enumerate(self.names):
-            better = self.values[s] * self.signs[s] > scores[s].float() * self.signs[s]
-            ranks[name] = 1 + int((better if among is None else better & among).sum())
+            own = torch.tensor(found.scores[name], dtype=torch.float64).float()
+            better = self.values[s] * self.signs[s] > own * self.signs[s]
+            ranks[name] = 1 + int((better if found.excluded else better & self.kept).sum())
         return ranks
 
-    def _reason(self, codes: Codes) -> str:
-        """Which entry never switches, and how often it is on."""
-        for plane in codes:
-            for place, level in enumerate(plane):
-                share = float(self.scorer.shares[place, level])
-                if not self.config.min_share <= share <= 1 - self.config.min_share:
-                    row, column = divmod(place, self.config.columns)
-                    where = f"level {self.alphabet.labels[level]} at row {row + 1}, column {column + 1}"
-                    return f"{where} is on in {share:.2%} of its pixels"
-        return ""
+
+def _score_others(
+    measures: Mapping[tuple[int, int], _Measure], config: SearchConfig
+) -> tuple[list[Candidate], list[str]]:
+    """The published kernels of other shapes: those that can be scored, and the names of the rest."""
+    found: dict[str, Candidate] = {}
+    for kernel in config.others:
+        codes, measure = config.alphabet.codes_of(kernel), measures.get(kernel.shape[1:])
+        if codes is not None and measure is not None:
+            found[kernel.name] = measure.describe([codes], [kernel.name])[0]
+    return list(found.values()), [kernel.name for kernel in config.others if kernel.name not in found]
+
+
+def _by_name(scores: Tensor) -> dict[str, float]:
+    return dict(zip(SCORES, scores.tolist(), strict=True))
 
 
 def _bootstrap(groups: int, config: SearchConfig) -> list[Tensor]:

@@ -29,7 +29,8 @@ class Candidate:
         errors: one standard error of each over groups of images, by bootstrap; empty where there is one group. The filters,
             and the mean and deviation that standardise them, are held.
         unit_errors: one standard error of each over units, which are random filters, or layers; empty where there is one.
-        ranks: 1 and the number of better candidates: among those kept or, if it is excluded itself, among all.
+        ranks: 1 and the number of better candidates: among those kept or, if it is excluded itself, among all. Empty for a
+            kernel of another shape than the search's.
         excluded: why it is, or empty.
     """
 
@@ -66,7 +67,8 @@ class SearchResult:
         top: the best under `config.score`, best first. A kernel in several phases stands there once, in the best.
         best_by: the best under each score.
         published: the published kernels of this shape.
-        unscored: published kernels of this shape whose levels are none of the search's.
+        others: the published kernels of other shapes, scored on the same maps.
+        unscored: published kernels whose levels are none of the search's, or that are larger than a map.
         values: [S, n], every score (in the order of `SCORES`) of every candidate, float32.
         is_kept: [n].
     """
@@ -80,6 +82,7 @@ class SearchResult:
     top: tuple[Candidate, ...]
     best_by: dict[str, Candidate]
     published: tuple[Candidate, ...]
+    others: tuple[Candidate, ...] = ()
     unscored: tuple[str, ...] = ()
     values: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
     is_kept: Tensor = field(default_factory=lambda: torch.empty(0), repr=False, compare=False)
@@ -109,6 +112,7 @@ class SearchResult:
             "top": [candidate.to_dict() for candidate in self.top],
             "best_by": {name: candidate.to_dict() for name, candidate in self.best_by.items()},
             "published": {candidate.kernel.name: candidate.to_dict() for candidate in self.published},
+            "others": {candidate.kernel.name: candidate.to_dict() for candidate in self.others},
             "unscored": self.unscored,
             "curve": self.curve(101),
         }

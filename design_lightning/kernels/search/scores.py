@@ -62,6 +62,7 @@ class Scorer:
         rows: h of the kernels.
         columns: w.
         device: where to compute; float64 in any case.
+        levels: how many of the alphabet's levels the kernels have, all if not given: fewer are looked up faster.
     """
 
     def __init__(
@@ -71,14 +72,16 @@ class Scorer:
         rows: int,
         columns: int,
         device: torch.device | str = "cpu",
+        levels: int | None = None,
     ) -> None:
         pooled = moments.total()
         cells, sums, pairs = (part[0].to(device) for part in (pooled.cells, pooled.sums, pooled.pairs))
         squares = pooled.squares[0].to(device)
         ordered = sorted({_float32(v) for v in alphabet.values})
-        cut = torch.tensor([ordered.index(_float32(v)) + 1 for v in alphabet.values], device=device)
-        weight = torch.tensor(alphabet.values, dtype=torch.float64, device=device) / alphabet.peak
-        self._levels = len(alphabet.values)
+        values = alphabet.values[:levels]
+        cut = torch.tensor([ordered.index(_float32(v)) + 1 for v in values], device=device)
+        weight = torch.tensor(values, dtype=torch.float64, device=device) / alphabet.peak
+        self._levels = len(values)
         self._neighbours = _neighbours(rows, columns)
         pixels = cells.sum((2, 3))[:, :, None]  # [U, P, 1]
         whole = pixels * pixels.shape[1]  # by which a place's sums are divided, so that the places' sum is their mean

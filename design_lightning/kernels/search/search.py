@@ -1,6 +1,6 @@
 """`search_kernels`: from images, or a model's pre-activations, to the kernels that score best on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from design_lightning.kernels.search.config import SearchConfig
 from design_lightning.kernels.search.images import ImageFolder, ImageTensor
 from design_lightning.kernels.search.maps import Maps, SimulatedMaps
-from design_lightning.kernels.search.moments import Moments, collect_moments
+from design_lightning.kernels.search.moments import Moments, collect_moments_of_shapes
 from design_lightning.kernels.search.ranking import Progress, rank_candidates
 from design_lightning.kernels.search.result import SearchResult
 
@@ -39,24 +39,31 @@ def search_kernels(
     '0 5; 5 0'
     """
     config = config or SearchConfig()
-    moments, maps = _gather(images, config, progress)
-    return rank_candidates(moments, config, maps.units, maps.image_count, progress)
+    shape = (config.rows, config.columns)
+    moments, maps = _gather(images, config, [shape, *(kernel.shape[1:] for kernel in config.others)], progress)
+    return rank_candidates(moments.pop(shape), config, maps.units, maps.image_count, progress, moments)
 
 
 def search_per_unit(
     images: Source, config: SearchConfig | None = None, progress: Progress | None = None
 ) -> dict[str, SearchResult]:
-    """A search for each unit by itself, such as each layer of a model, after one pass over the images; as `search_kernels`."""
+    """A search for each unit by itself, such as each layer of a model, after one pass over the images; as `search_kernels`.
+
+    Published kernels of other rows and columns are left without scores.
+    """
     config = config or SearchConfig()
-    moments, maps = _gather(images, config, progress)
+    shape = (config.rows, config.columns)
+    moments, maps = _gather(images, config, [shape], progress)
     return {
-        unit: rank_candidates(moments.unit(number), config, [unit], maps.image_count, progress)
+        unit: rank_candidates(moments[shape].unit(number), config, [unit], maps.image_count, progress)
         for number, unit in enumerate(maps.units)
     }
 
 
-def _gather(images: Source, config: SearchConfig, progress: Progress | None) -> tuple[Moments, Maps]:
-    """The moments of all maps, and where they came from."""
+def _gather(
+    images: Source, config: SearchConfig, shapes: Sequence[tuple[int, int]], progress: Progress | None
+) -> tuple[dict[tuple[int, int], Moments], Maps]:
+    """The moments of all maps for kernels of some (rows, columns), and where they came from."""
     if isinstance(images, str | Path):
         images = ImageFolder(images, seed=config.seed)
     if isinstance(images, Tensor):
@@ -75,10 +82,9 @@ def _gather(images: Source, config: SearchConfig, progress: Progress | None) -> 
                 f"reference {config.reference!r} and levels {config.levels!r}: maps of a model go with the reference 'relu' "
                 "and with levels in standard deviations, 'published' or 'exact'"
             )
-    moments = collect_moments(
+    moments = collect_moments_of_shapes(
         maps,
-        config.rows,
-        config.columns,
+        shapes,
         alphabet.values,
         ties=config.ties == "on",
         groups=config.groups,

@@ -25,6 +25,8 @@ def result_tables(found: "SearchResult") -> RenderableType:
     ]
     if found.published:
         parts += [Text("\nranks of the published kernels", style="bold"), _published(found)]
+    if found.published or found.others:
+        parts += [Text("\nscores of all published kernels, of any shape", style="bold"), _scores(found)]
     parts += [Text(f"\n{note}", style="dim") for note in notes(found)]
     return Group(*parts)
 
@@ -47,9 +49,10 @@ def summary(found: "SearchResult") -> str:
     kind = {"none": "", "complement": ", each with its complement", "shift": ", each with three shifts"}[config.family]
     symmetric = " symmetric" if config.symmetric else ""
     levels = config.levels if isinstance(config.levels, str) else "given"
-    simulated = found.units[0].startswith("seed ")
     units = (
-        f"{len(found.units)} {'random filters' if simulated else 'layers'}" if len(found.units) > 1 else found.units[0]
+        f"{len(found.units)} {'random filters' if _simulated(found) else 'layers'}"
+        if len(found.units) > 1
+        else found.units[0]
     )
     rule = f" (min_share {config.min_share:g})" if config.min_share else ""
     return (
@@ -66,16 +69,26 @@ def notes(found: "SearchResult") -> list[str]:
     if found.best.errors:
         over = ""
         if found.best.unit_errors:
-            over = f"; over filters or layers the best has ±{found.best.unit_errors[name]:.4f}"
+            units = "filters" if _simulated(found) else "layers"
+            over = f"; over {units} the best has ±{found.best.unit_errors[name]:.4f}"
         lines.append(f"±: one standard error over groups of images{over}")
+    lines.append("rank: every phase of a kernel has its own; the first table shows the best phase alone")
     lines += [
         f"excluded, its ranks in brackets among all {found.candidates:,}: {c.kernel.name}, since its {c.excluded}"
         for c in found.published
         if c.excluded
     ]
+    if any(c.excluded for c in (*found.published, *found.others)):
+        lines.append("scores in brackets: the kernel has an entry that never switches")
     if found.unscored:
-        lines.append(f"not scored, having other levels than the search: {', '.join(found.unscored)}")
+        lines.append(
+            f"not scored, having levels that the search lacks, or no place in a map: {', '.join(found.unscored)}"
+        )
     return lines
+
+
+def _simulated(found: "SearchResult") -> bool:
+    return found.units[0].startswith("seed ")
 
 
 def _table(*columns: str, left: int = 1) -> Table:
@@ -87,12 +100,28 @@ def _table(*columns: str, left: int = 1) -> Table:
 
 def _top(found: "SearchResult") -> Table:
     name = found.config.score
-    others = [score for score in SCORES if score != name]
-    table = _table("kernel", "rank", SCORES[name].short, *(SCORES[score].short for score in others))
+    table = _table("kernel", "rank", *(SCORES[score].short for score in _score_columns(name)))
     for candidate in found.top:
-        values = (_number(candidate.scores[score]) for score in others)
-        table.add_row(_pattern(candidate), f"{candidate.ranks[name]:,}", candidate.shown(name), *values)
+        table.add_row(_pattern(candidate), f"{candidate.ranks[name]:,}", candidate.shown(name), *_rest(candidate, name))
     return table
+
+
+def _scores(found: "SearchResult") -> Table:
+    name = found.config.score
+    table = _table("kernel", *(SCORES[score].short for score in _score_columns(name)))
+    for candidate in (*found.published, *found.others):
+        shown = f"({candidate.shown(name)})" if candidate.excluded else candidate.shown(name)
+        table.add_row(candidate.kernel.name, shown, *_rest(candidate, name))
+    return table
+
+
+def _score_columns(first: str) -> list[str]:
+    return [first, *(score for score in SCORES if score != first)]
+
+
+def _rest(candidate: "Candidate", first: str) -> list[str]:
+    """The scores but the one that ranks."""
+    return [_number(candidate.scores[score]) for score in _score_columns(first)[1:]]
 
 
 def _best_by(found: "SearchResult") -> Table:

@@ -7,7 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from design_lightning.kernels.search import ImageFolder, ImageTensor, SearchConfig, read_grey, search_kernels
+from design_lightning.kernels.search import (
+    ImageFolder,
+    ImageTensor,
+    SearchConfig,
+    read_grey,
+    read_image,
+    search_kernels,
+)
 
 
 @pytest.fixture
@@ -60,6 +67,27 @@ def test_a_large_image_is_reduced(tmp_path: Path) -> None:
     assert read_grey(tmp_path / "wide.png").min() == 1
 
 
+def test_sixteen_bits_are_the_image_of_eight(tmp_path: Path) -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(pixels).save(tmp_path / "8.png")
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    Image.fromarray(pixels.astype(np.int32) * 257).save(tmp_path / "32.tif")
+    for name in ("16.png", "32.tif"):
+        assert read_grey(tmp_path / name).equal(read_grey(tmp_path / "8.png"))
+        assert np.asarray(read_image(tmp_path / name, "RGB")).tolist() == np.stack([pixels] * 3, -1).tolist()
+    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "real.tif")
+    with pytest.raises(ValueError, match=r"real.tif' is no image that can be read: its numbers .*save it with 8"):
+        read_grey(tmp_path / "real.tif")
+
+
+def test_a_photo_is_upright(tmp_path: Path) -> None:
+    image = Image.new("L", (20, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_grey(tmp_path / "turned.jpg").shape == (20, 10)
+
+
 @pytest.mark.parametrize(("size", "expected"), [(1, 6), (25, 6), (50, 3), (1000, 1)])
 def test_a_tensor_comes_in_batches(size: int, expected: int) -> None:
     batches = list(ImageTensor(torch.rand(6, 5, 5)).batches(size))
@@ -81,3 +109,5 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         ImageFolder(tmp_path, limit=0)
     with pytest.raises(ValueError, match="max_side is 2"):
         ImageFolder(tmp_path, max_side=2)
+    with pytest.raises(ValueError, match="max_side is -3"):
+        read_grey(tmp_path / "broken.png", -3)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from design_lightning.kernels import PUBLISHED_LEVELS, ThresholdKernel
+from design_lightning.kernels import PUBLISHED, PUBLISHED_LEVELS, ThresholdKernel
 from design_lightning.kernels.search import SCORES, ImageTensor, SearchConfig, search_kernels
 
 LEVELS = tuple(PUBLISHED_LEVELS.values())
@@ -130,6 +130,47 @@ class TestRanks:
             assert ("±: one standard error" in text) == (len(images) > 1)
 
 
+class TestOtherShapes:
+    """The published kernels of other shapes have the scores that a search of their own shape gives them."""
+
+    @pytest.mark.parametrize("levels", ["codes", "published", "exact"])
+    def test_they_score_as_in_their_own_search(self, clothes: torch.Tensor, levels: Any) -> None:
+        flat, large = (
+            search_kernels(clothes, SearchConfig(size, levels=levels, symmetric=size == "3x3", filters=4))
+            for size in ("2x2", "3x3")
+        )
+        for found, there in ((flat.others, large.published), (large.others, flat.published)):
+            by_name = {candidate.kernel.name: candidate for candidate in found}
+            assert there
+            for candidate in there:
+                other = by_name[candidate.kernel.name]
+                assert other.scores == pytest.approx(candidate.scores, rel=1e-9)
+                assert other.errors == pytest.approx(candidate.errors, rel=1e-6)
+                assert (other.pattern, other.excluded) == (candidate.pattern, candidate.excluded)
+                assert other.ranks == {}
+
+    def test_slices_are_averaged(self, clothes: torch.Tensor) -> None:
+        config = SearchConfig(levels="published", filters=4)
+        found = search_kernels(clothes, config)
+        deep = next(c for c in found.others if c.kernel.name == "2x2x2_complement_v1")
+        first, second = (
+            found.values[:, number_of(config, codes)].tolist() for codes in config.alphabet.codes_of(deep.kernel) or ()
+        )
+        mean = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
+        assert list(deep.scores.values()) == pytest.approx(mean, rel=1e-5)
+
+    def test_every_published_kernel_is_scored_or_named(self, clothes: torch.Tensor) -> None:
+        for levels, unscored in (("codes", {"2x2x4_baseline"}), ("published", set()), ((0.2, 0.9), set())):
+            found = search_kernels(clothes, SearchConfig("1x2", levels=levels, filters=2, min_share=0))  # type: ignore[arg-type]
+            assert {c.kernel.name for c in found.others} == set(PUBLISHED) - unscored
+            assert set(found.unscored) == unscored
+
+    def test_kernels_larger_than_a_map_are_named(self) -> None:
+        found = search_kernels(torch.rand(4, 4, 4), SearchConfig(levels="published", filters=2, min_share=0))
+        assert {c.kernel.shape[1:] for c in found.others} == {(2, 2)}
+        assert set(found.unscored) == {name for name in PUBLISHED if name.startswith("3x3")}
+
+
 class TestSameNumbers:
     def test_a_seed_gives_the_same_search(self, clothes: torch.Tensor) -> None:
         one, other = (search_kernels(clothes, SearchConfig(filters=4)) for _ in range(2))
@@ -143,6 +184,17 @@ class TestSameNumbers:
         monkeypatch.setattr("design_lightning.kernels.search.maps.PIXELS", 20_000)
         monkeypatch.setattr("design_lightning.kernels.search.ranking.CHUNK", 100)
         assert search_kernels(clothes, config).values.numpy() == pytest.approx(expected.values.numpy(), rel=1e-6)
+
+    def test_threads_are_as_many_afterwards(self, clothes: torch.Tensor) -> None:
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(2)
+            search_kernels(clothes, SearchConfig(filters=1))
+            with pytest.raises(ValueError, match="smaller min_share"):
+                search_kernels(torch.ones(4, 8, 8), SearchConfig(filters=1))
+            assert torch.get_num_threads() == 2
+        finally:
+            torch.set_num_threads(before)
 
     def test_seeds_are_averaged(self, clothes: torch.Tensor) -> None:
         both = search_kernels(clothes, SearchConfig(filters=3, seeds=2, min_share=0))
@@ -248,6 +300,8 @@ class TestErrors:
             ({"seeds": 0}, r"seeds is 0"),
             ({"keep": 0}, r"keep is 0"),
             ({"groups": 0}, r"groups is 0"),
+            ({"seed": -1}, r"seed is -1, but must be at least 0"),
+            ({"seed": 2**32}, r"seed is 4294967296"),
             ({"resamples": -1}, r"resamples is -1"),
         ],
         ids=lambda value: str(value)[:40],
