@@ -26,7 +26,7 @@ wheel: .venv/installed
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,data,tracking]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,data,tracking,export]"
 	touch $@
 
 clean:

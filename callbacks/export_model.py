@@ -1,47 +1,25 @@
 """The trained network as files, at the end of training."""
 
 import copy
-import importlib.util
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
+from torch import Tensor, nn
 
-from design_lightning._names import did_you_mean
 from design_lightning.callbacks._layers import network_of, refuse_sharding
 from design_lightning.callbacks.batch_norm_recalibration import BatchNormRecalibration
-from design_lightning.export import save
-
-Writer = Callable[[nn.Module, Path, Mapping[str, Any]], object]
-
-
-@dataclass(frozen=True)
-class Format:
-    """A format of exported files.
-
-    Args:
-        suffix: of its files.
-        packages: that it needs, of the extra `export`.
-        write: from the network, a path and the arguments of `timm.create_model` to the file; None where this release has none.
-    """
-
-    suffix: str
-    packages: tuple[str, ...] = ()
-    write: Writer | None = None
-
-
-FORMATS = {
-    "safetensors": Format(".safetensors", write=save),
-    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime")),
-    "openvino": Format(".xml", ("openvino",)),
-}
+from design_lightning.export.formats import FORMATS, check_format, export_model
+from design_lightning.export.report import Exports
+from design_lightning.export.verification import random_images
+from design_lightning.surgery import binary_layers, set_stage_, surgery_record
+from design_lightning.training.provenance import about_module
 
 
 class ExportModel(Callback):
@@ -53,31 +31,54 @@ class ExportModel(Callback):
     `fast_dev_run` none. Whether the network can be exported is found out before training, by exporting it as it is then to a
     folder that is deleted.
 
-    Formats:
+    Formats, each compared with the network on validation images before it is kept (`design_lightning.export.export_model`):
 
-        safetensors   `design_lightning.export.save`: latent weights and all, for `design_lightning.load`
+        safetensors    latent weights and all, to train on
+        packed         one bit a binary weight, for `design_lightning.load`
+        onnx           standard operators; binary weights take one bit in the file, and run as float
+        openvino       binary layers run as 1-bit convolutions
+        onnx_int8      as onnx, with int8 for the float layers, calibrated with the validation images
+        openvino_int8  as openvino, in the same way
 
     Args:
-        formats: names of formats.
+        formats: names of formats; all but `safetensors` need the network in stage `both` at the end.
         path: of the files, to which each format adds its suffix; `model` in the log folder of the run if null.
+        images: with how many validation images the files are compared; without validation, 16 images of noise.
+        dtype: of the floats of a packed file: float32, float16 or bfloat16.
 
     Raises:
-        ValueError: if a format is unknown, this release does not write it, its package is missing, the network cannot be
-            exported, or the strategy shards weights.
+        ValueError: if a format is unknown, the network cannot be exported, a file computes something else than the network, or
+            the strategy shards weights.
+        ImportError: if a format's package is missing.
     """
 
-    def __init__(self, formats: Sequence[str] = ("safetensors",), path: str | None = None) -> None:
+    def __init__(
+        self,
+        formats: Sequence[str] = ("safetensors",),
+        path: str | None = None,
+        images: int = 100,
+        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+    ) -> None:
         self.formats = tuple(formats)
         self.path = path
+        self.images = images
+        self.dtype: torch.dtype = getattr(torch, dtype)
         if not self.formats:
-            raise ValueError(f"formats is empty, so nothing would be exported: name some of {', '.join(_written())}")
+            raise ValueError(f"formats is empty, so nothing would be exported: name some of {', '.join(FORMATS)}")
+        if images < 1:
+            raise ValueError(f"images is {images}, but must be at least 1")
         for name in self.formats:
-            _check_format(name)
+            check_format(name)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         refuse_sharding(self, trainer)
+        network = network_of(pl_module)
+        stages = {layer.stage for layer in binary_layers(network).values()}
+        if self.formats != ("safetensors",) and stages - {"both"}:
+            network = copy.deepcopy(network)
+            set_stage_(network, "both")  # as it has to be at the end
         with TemporaryDirectory() as folder:
-            self._write(pl_module, Path(folder) / "model")
+            self._write(network, pl_module, Path(folder) / "model", images=None, runs=0)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # the Trainer sets it in a connector
@@ -95,38 +96,37 @@ class ExportModel(Callback):
                 warnings.warn(f"the best checkpoint, {best}, {other}: the final weights are exported", stacklevel=2)
                 best = checkpoint = None
         with nullcontext() if checkpoint is None else _weights_of(checkpoint, trainer, pl_module):
-            paths = self._write(pl_module, path)
-        for written in paths:
-            print(f"written: {written} ({best or 'final weights'})")
+            network = network_of(pl_module)
+            about_module(pl_module, checkpoint).describe_(network)
+            exports = self._write(network, pl_module, path, _validation_images(trainer, self.images), runs=20)
+        if self.formats != ("safetensors",):
+            print(exports)
+        for each in exports.files:
+            print(f"written: {each.path} ({best or 'final weights'})")
 
-    def _write(self, module: LightningModule, path: Path) -> list[Path]:
-        """Writes every format, and gives the paths."""
+    def _write(
+        self, network: nn.Module, module: LightningModule, path: Path, images: Tensor | None, runs: int
+    ) -> Exports:
+        """Writes every format."""
         arguments = dict(module.hparams).get("backbone_args") or {}
-        paths = []
-        for name in self.formats:
-            each = FORMATS[name]
-            assert each.write is not None
-            target = path if path.name.endswith(each.suffix) else path.with_name(path.name + each.suffix)
-            each.write(network_of(module), target, arguments)
-            paths.append(target)
-        return paths
+        if images is None and (record := surgery_record(network)) is not None and record.input_shape is not None:
+            images = random_images(record.input_shape[1:], 2 if runs == 0 else 16)
+        return export_model(network, path, self.formats, images, model_args=arguments, dtype=self.dtype, runs=runs)
 
 
-def _written() -> list[str]:
-    return [name for name, each in FORMATS.items() if each.write is not None]
-
-
-def _check_format(name: str) -> None:
-    if name not in FORMATS:
-        raise ValueError(f"unknown export format {name!r}: {did_you_mean(name, FORMATS)}")
-    missing = [package for package in FORMATS[name].packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ValueError(
-            f"export format {name!r} needs {', '.join(missing)}: pip install design-lightning[export]; without it, formats are "
-            f"{', '.join(_written())}"
-        )
-    if FORMATS[name].write is None:
-        raise ValueError(f"export format {name!r} is not written by this release; formats are {', '.join(_written())}")
+def _validation_images(trainer: Trainer, count: int) -> Tensor | None:
+    """The first images of the validation data, on the CPU; None if there are none."""
+    loaders = trainer.val_dataloaders
+    loader = loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
+    found: list[Tensor] = []
+    for batch in loader or ():
+        images = batch[0] if isinstance(batch, list | tuple) else batch
+        if not isinstance(images, Tensor):
+            return None
+        found.append(images.cpu())
+        if sum(map(len, found)) >= count:
+            break
+    return torch.cat(found)[:count] if found else None
 
 
 def _best_checkpoint(trainer: Trainer) -> str | None:

@@ -15,7 +15,7 @@ from design_lightning._lazy import lazy_attributes
 if TYPE_CHECKING:
     from design_lightning import binary, data, export, kernels, models, surgery, training
     from design_lightning.binary import BinaryConv2d, BinaryLinear, DeSign, RSign, Sign, keep_for_backward_
-    from design_lightning.export import load, save
+    from design_lightning.export import convert_, export_model, load, open_exported, save
     from design_lightning.kernels import ThresholdKernel
     from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, set_stage_, unbinarize_
     from design_lightning.training import DesignClassifier, DesignTrainer
@@ -35,12 +35,15 @@ __all__ = [
     "ThresholdKernel",
     "binarize_",
     "binary",
+    "convert_",
     "data",
     "export",
+    "export_model",
     "keep_for_backward_",
     "kernels",
     "load",
     "models",
+    "open_exported",
     "save",
     "set_stage_",
     "surgery",
@@ -53,7 +56,7 @@ __getattr__, __dir__ = lazy_attributes(
     {
         **{name: f".{name}" for name in ("binary", "data", "export", "kernels", "models", "surgery", "training")},
         **dict.fromkeys(("BinaryConv2d", "BinaryLinear", "DeSign", "RSign", "Sign", "keep_for_backward_"), ".binary"),
-        **dict.fromkeys(("load", "save"), ".export"),
+        **dict.fromkeys(("convert_", "export_model", "load", "open_exported", "save"), ".export"),
         "ThresholdKernel": ".kernels",
         **dict.fromkeys(("BinarizationReport", "BinaryConfig", "binarize_", "set_stage_", "unbinarize_"), ".surgery"),
         **dict.fromkeys(("DesignClassifier", "DesignTrainer"), ".training"),

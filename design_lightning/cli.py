@@ -19,10 +19,14 @@ COMMANDS = {
     "validate": ("measure a checkpoint on the validation images", "design_lightning.commands.lightning"),
     "test": ("measure a checkpoint on the test images, class by class", "design_lightning.commands.lightning"),
     "predict": ("write a CSV of path, label and probability for images", "design_lightning.commands.lightning"),
+    "export": ("write a checkpoint as packed, ONNX and OpenVINO files", "design_lightning.commands.export"),
     "sensitivity": ("measure what each layer loses by being binary", "design_lightning.commands.sensitivity"),
     "design": ("search for a threshold kernel on images", "design_lightning.commands.design"),
     "gallery": ("draw one image through every published kernel", "design_lightning.commands.gallery"),
-    "benchmark": ("time training steps beside the float network's", "design_lightning.commands.benchmark"),
+    "benchmark": (
+        "time training steps, or inference, beside the float network's",
+        "design_lightning.commands.benchmark",
+    ),
     "recipes": ("list the packaged configurations", "design_lightning.commands.recipes"),
 }
 """From a command to its line of help and the module whose `main(command, args)` runs it."""

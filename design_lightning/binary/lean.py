@@ -157,7 +157,8 @@ class _Pointwise(torch.autograd.Function):
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return value if isinstance(value, tuple) else (value, value)
+    vertical, horizontal = value if isinstance(value, tuple | list) else (value, value)
+    return vertical, horizontal
 
 
 def _decides(*tensors: Tensor) -> bool:

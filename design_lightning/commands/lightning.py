@@ -19,10 +19,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from design_lightning.cli import DEBUG, fail
 from design_lightning.commands.recipes import find_config
 from design_lightning.training import DesignTrainer
-from design_lightning.training.checkpoint_files import read_checkpoint
+from design_lightning.training.checkpoint_files import is_exported, read_checkpoint
 
 LINKED = ("num_classes", "input_size", "class_names", "mean", "std")
 """What the model is told of the data."""
+EXPORTED_CLASSIFIER = "design_lightning.training.ExportedClassifier"
+MEASURING = ("validate", "test", "predict")
+"""The commands that take exported files as `--ckpt_path`."""
 
 
 class DesignParser(LightningArgumentParser):
@@ -64,6 +67,11 @@ class DesignCLI(LightningCLI):
         """Takes the network of a `--ckpt_path` from the checkpoint, whatever the configuration says."""
         config = self.config[self.config.subcommand]
         path, model = config.get("ckpt_path"), config.get("model")
+        if is_exported(path) and self.config.subcommand in MEASURING:
+            arguments = Namespace(path=path, num_classes=None, **dict.fromkeys(LINKED[1:]))
+            config.model = Namespace(class_path=EXPORTED_CLASSIFIER, init_args=arguments)
+            config.ckpt_path = None
+            return
         if not (path and model and Path(path).is_file() and model.class_path.endswith(".DesignClassifier")):
             return
         stored = read_checkpoint(path, "ckpt_path").get("hyper_parameters", {})
@@ -93,7 +101,11 @@ class DesignCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Puts what the data set into the configuration that is saved, and says where the data does not know the classes."""
         model = self.config[self.config.subcommand].get("model")
-        if self.datamodule is None or not model or not model.class_path.endswith(".DesignClassifier"):
+        if (
+            self.datamodule is None
+            or not model
+            or not model.class_path.endswith((".DesignClassifier", ".ExportedClassifier"))
+        ):
             return
         for name in LINKED:
             if hasattr(self.datamodule, name):
@@ -125,6 +137,8 @@ class DesignCLI(LightningCLI):
         """Says so where random weights would be measured."""
         config = self.config[self.subcommand]
         given = config.model.get("init_args") or {}
+        if config.model.class_path == EXPORTED_CLASSIFIER:
+            return
         if self.trainer.is_global_zero and not (
             config.get("ckpt_path") or given.get("weights") or given.get("pretrained")
         ):
@@ -172,7 +186,7 @@ def run(
     _check_linked(args)
     given = sys.argv
     # Not as LightningCLI's `args`: DDP starts its other processes with what sys.argv holds.
-    sys.argv = [given[0], command, *_with_found_configs(args)]
+    sys.argv = [given[0], command, *_model_of_file(command, args), *_with_found_configs(args)]
     options: dict[str, Any] = (
         {"save_config_kwargs": {"overwrite": True}} if saves_config else {"save_config_callback": None}
     )
@@ -194,6 +208,20 @@ def run(
         raise ValueError(str(error)) from error
     finally:
         sys.argv = given
+
+
+def load_weights(model: LightningModule, checkpoint: dict[str, Any], path: str) -> None:
+    """Loads the weights of a checkpoint that was read from a path.
+
+    Raises:
+        ValueError: if they do not fit.
+    """
+    model.on_load_checkpoint(checkpoint)
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"ckpt_path {path!r} does not fit the model of the configuration: {reason[:200]}") from error
 
 
 def _import_classes() -> None:
@@ -224,6 +252,16 @@ def _check_checkpoint(args: Sequence[str]) -> None:
             raise FileNotFoundError(
                 f"ckpt_path {path!r} does not exist; fit prints the path of the checkpoint that it saved"
             )
+
+
+def _model_of_file(command: str, args: Sequence[str]) -> list[str]:
+    """Names the model where an exported file is the `--ckpt_path`, so that no configuration has to; one that does comes later."""
+    for i, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        path = value if equals else "".join(args[i + 1 : i + 2])
+        if option == "--ckpt_path" and command in MEASURING and is_exported(path):
+            return [f"--model={EXPORTED_CLASSIFIER}", f"--model.path={path}"]
+    return []
 
 
 def _hush(command: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from design_lightning.commands.lightning import DesignCLI, run
+from design_lightning.commands.lightning import DesignCLI, load_weights, run
 from design_lightning.training.checkpoint_files import read_checkpoint
 from design_lightning.training.trainer import DesignTrainer
 
@@ -66,7 +66,7 @@ class SensitivityTrainer(DesignTrainer):
                 f"{type(model).__name__} has no backbone; sensitivity measures DesignClassifier and its like"
             )
         if ckpt_path is not None:
-            _load(model, ckpt_path, weights_only is not False)
+            load_weights(model, read_checkpoint(ckpt_path, "ckpt_path", weights_only is not False), ckpt_path)
         backbone.to(self.strategy.root_device)
         batches, recalibration = self._read(model, datamodule, limit, recalibrate, memory)
         found = measure_sensitivity(backbone, batches, recalibration, _progress if sys.stderr.isatty() else None)
@@ -111,17 +111,6 @@ def main(command: str, args: Sequence[str]) -> None:
     """Runs the command."""
     args = ["--json=true" if arg == "--json" else arg for arg in args]
     run(command, args, SensitivityCLI, SensitivityTrainer, saves_config=False)
-
-
-def _load(model: LightningModule, path: str, weights_only: bool) -> None:
-    """Loads the weights of a checkpoint."""
-    checkpoint = read_checkpoint(path, "ckpt_path", weights_only)
-    model.on_load_checkpoint(checkpoint)
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"ckpt_path {path!r} does not fit the model of the configuration: {reason[:200]}") from error
 
 
 def _progress(done: int, total: int) -> None:

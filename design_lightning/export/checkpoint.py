@@ -1,5 +1,6 @@
 """A binarized timm network in one `.safetensors` file, with no pickle: its tensors, and in the header what rebuilds it."""
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,18 +12,30 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from design_lightning.binary._float32 import Float32State
+from design_lightning.export.about import About
 from design_lightning.export.comparison import check_rebuilds
 from design_lightning.export.metadata import Metadata, classifiers, refuse_foreign_classes
+from design_lightning.export.seal import KEY as SEAL
+from design_lightning.export.seal import seal_of_tensors
 from design_lightning.export.state import load_state_
 from design_lightning.surgery import reattach_shortcuts_
+from design_lightning.surgery.packing import pack_layers_, packed_layers
 
 _KEY = "design_lightning"
 
 
-def save(model: nn.Module, path: str | Path, model_args: Mapping[str, Any] | None = None) -> Path:
-    """Writes a binarized timm network, latent weights and all, so that `load(path)` rebuilds it.
+def save(
+    model: nn.Module,
+    path: str | Path,
+    model_args: Mapping[str, Any] | None = None,
+    packed: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Writes a binarized timm network so that `load(path)` rebuilds it: latent weights and all, or packed, one bit a binary weight.
 
-    Before that it is rebuilt, and compared with the model in its modules and in its outputs for one batch.
+    Before that it is rebuilt, and compared with the model in its modules and in its outputs for one batch. The layout of a packed
+    file is described in docs/format.md.
 
     Args:
         model: what `binarize_` made of a timm network. Its classifier may have been replaced since (`reset_classifier`).
@@ -30,14 +43,25 @@ def save(model: nn.Module, path: str | Path, model_args: Mapping[str, Any] | Non
         model_args: what `timm.create_model` got beside the name, `num_classes` and `in_chans`, such as `{"img_size": 64}`.
             Where weights came from (`pretrained`, `pretrained_cfg`, `pretrained_cfg_overlay`, `checkpoint_path`,
             `cache_dir`) is left out: the file holds them.
+        packed: whether the signs of binary weights are written in place of latent weights. Such a file is to predict with, or to
+            train another classifier on; its binary weights can no longer be trained. The model itself stays as it is.
+        dtype: of the floats of a packed file (scales, float layers): float32, float16 or bfloat16. Thresholds are float32 always.
+            A warning names a tensor in which a value becomes 0 by that.
 
     Returns:
         The path.
 
     Raises:
         ValueError: if the model is not binarized, has no values, is no network of timm, or differs from what its name and
-            `model_args` build; says what differs first.
+            `model_args` build; says what differs first. If it is to be packed and a layer is not in stage `both`, or a value
+            is more than `dtype` holds, names it.
     """
+    if packed or packed_layers(model):
+        model = _packed_copy(model, dtype)
+    elif dtype != torch.float32:
+        raise ValueError(
+            f"dtype={dtype} is of packed files; latent weights are saved as they are: pass packed=True, too"
+        )
     metadata = Metadata.of(model, model_args)
     reattach_shortcuts_(model)  # which batch norms lose where synchronised ones take their places
     state = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
@@ -45,23 +69,48 @@ def save(model: nn.Module, path: str | Path, model_args: Mapping[str, Any] | Non
         raise ValueError(f"the {metadata.architecture} is on meta and has no values; load weights before you save it")
     text = metadata.to_text()
     check_rebuilds(model, Metadata.from_text(text, trust=True))
+    if metadata.packed is not None:
+        state = {key: tensor.to(dtype) if _is_narrowed(model, key, tensor) else tensor for key, tensor in state.items()}
     # Copies, for tied tensors must not share memory in a file; on the CPU at once, and row by row.
     tensors = {k: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for k, t in state.items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        safetensors.torch.save_file(tensors, aside, {_KEY: text})
+        safetensors.torch.save_file(tensors, aside, {_KEY: text, SEAL: seal_of_tensors(tensors, text)})
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     return path
 
 
+def _packed_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy with packed layers, whose floats are what they will be when they come back from the file."""
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype is {dtype}; floats of a packed file are float32, float16 or bfloat16")
+    model = copy.deepcopy(model).float()
+    if not packed_layers(model):
+        pack_layers_(model)
+    for key, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor) and _is_narrowed(model, key, tensor) and not tensor.is_meta:
+            narrow = tensor.to(dtype)
+            if not narrow.isfinite().all() and tensor.isfinite().all():
+                raise ValueError(
+                    f"{key!r} holds {tensor.abs().max():g}, more than {dtype} can; save it with dtype=torch.float32"
+                )
+            tensor.copy_(narrow)
+    return model
+
+
+def _is_narrowed(model: nn.Module, key: str, tensor: Tensor) -> bool:
+    owner = model.get_submodule(key.rpartition(".")[0])
+    return tensor.dtype == torch.float32 and not isinstance(owner, Float32State)
+
+
 def load(path: str | Path, num_classes: int | None = None, trust: bool = False) -> nn.Module:
     """A network from a file of `save`, or from a checkpoint of `design-train fit`; in eval mode, on the CPU.
 
-    Every tensor of a `.safetensors` has the type that it was saved with; those of a `.ckpt` come as float32.
+    Every tensor of a `.safetensors` has the type that it was saved with; those of a packed one and of a `.ckpt` come as float32.
 
     A file names the network, and may name classes of the user by dotted path, which are imported: code that runs. Such a file
     is refused, unless you say that you trust it. Do so only if you know where it comes from.
@@ -90,15 +139,22 @@ def load(path: str | Path, num_classes: int | None = None, trust: bool = False) 
 def _read_safetensors(path: Path, trust: bool) -> nn.Module:
     try:
         with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
+            header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is not readable as safetensors, cut off perhaps: {error}") from error
+    text = header.get(_KEY)
     if text is None:
         raise ValueError(f"{str(path)!r} holds no binarized network: its metadata has no {_KEY!r}; dl.save writes it")
     try:
         metadata = Metadata.from_text(text, trust)
+        if header.get(SEAL) != seal_of_tensors(tensors, text):
+            raise ValueError("it was edited or damaged since it was written: its SHA-256 is another one")
+        about = About.from_dict(metadata.about)
+        if metadata.packed is not None:
+            tensors = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
         model = metadata.build()
+        about.describe_(model)
         load_state_(model, {**tensors, **metadata.extra_state})
     except ValueError as error:
         raise ValueError(f"{str(path)!r} cannot be rebuilt with timm {timm.__version__}: {error}") from error

@@ -1,12 +1,14 @@
 """What rebuilds a binarized timm network, but for its tensors: the text that its file holds beside them.
 
-format_version  1
+format_version  2
 architecture    the name for `timm.create_model`
 model_args      its other arguments
 float_head      whether the classifier is float; where the configuration makes one binary, another took its place later
 binary          `BinaryConfig`
 input_shape     of the probe's batch, by which surgery learned what reaches what
 extra_state     the layers' stages, by state-dict key
+packed          of each layer whose weights are stored as bits: what a reader needs beside its tensors (docs/format.md); else null
+about           labels, input normalisation, and how it was trained: `About`
 """
 
 import json
@@ -22,11 +24,17 @@ from torch import Tensor, nn
 import design_lightning.models  # noqa: F401  registers the papers' networks with timm
 from design_lightning._names import did_you_mean, in_a_line
 from design_lightning.binary import BinaryLayer
-from design_lightning.surgery import BinaryConfig, surgery_record
+from design_lightning.binary.packed import PackedLayer
+from design_lightning.export.about import About
+from design_lightning.export.packed_layers import description
+from design_lightning.surgery import BinaryConfig, set_stage_, surgery_record
 from design_lightning.surgery.binarize import operate_
+from design_lightning.surgery.packing import pack_layers_, packed_layers
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _WEIGHT_SOURCES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+FOLDED = "_folded"
+"""The attribute that `convert_` leaves on a model whose batch norms it folded."""
 _CLASS_FIELDS = ("activation", "estimator", "weight")
 
 
@@ -40,6 +48,8 @@ class Metadata:
     binary: dict[str, Any]
     input_shape: list[int] | None
     extra_state: dict[str, Any]
+    packed: dict[str, Any] | None
+    about: dict[str, Any]
 
     @classmethod
     def of(cls, model: nn.Module, model_args: Mapping[str, Any] | None = None) -> Self:
@@ -52,6 +62,11 @@ class Metadata:
         Raises:
             ValueError: if the model is not binarized, or is no network of timm.
         """
+        if FOLDED in model.__dict__:
+            raise ValueError(
+                f"convert_ folded batch norms of the {type(model).__name__}, so its name no longer rebuilds it; save the network "
+                "before, or convert it with fold=False"
+            )
         record = surgery_record(model)
         if record is None:
             raise ValueError(
@@ -76,6 +91,8 @@ class Metadata:
             binary=record.config.to_dict(),
             input_shape=None if shape is None else list(shape),
             extra_state={key: value for key, value in model.state_dict().items() if not isinstance(value, Tensor)},
+            packed={name: description(layer, model) for name, layer in packed_layers(model).items()} or None,
+            about=About.of(model).to_dict(),
         )
 
     def to_text(self) -> str:
@@ -85,8 +102,8 @@ class Metadata:
             ValueError: if a value is none of JSON's.
         """
         try:
-            return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)})
-        except TypeError as error:
+            return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, allow_nan=False)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"model_args and BinaryConfig must be plain values that JSON can hold: {error}") from error
 
     @classmethod
@@ -136,6 +153,9 @@ class Metadata:
                 warnings.simplefilter("ignore")  # whoever binarized it first was warned
                 model: nn.Module = timm.create_model(self.architecture, **self.model_args)
                 operate_(model, BinaryConfig.from_dict(self.binary), self.input_shape)
+                if self.packed is not None:
+                    set_stage_(model, "both")
+                    pack_layers_(model)
                 if self.float_head and _has_binary_classifier(model):
                     cast(Any, model).reset_classifier(model.num_classes)
         except Exception as error:  # whatever a constructor may raise
@@ -150,6 +170,8 @@ _TYPES = {
     "binary": dict,
     "input_shape": list | None,
     "extra_state": dict,
+    "packed": dict | None,
+    "about": dict,
 }
 
 
@@ -185,4 +207,6 @@ def classifiers(model: nn.Module) -> list[nn.Module]:
 
 
 def _has_binary_classifier(model: nn.Module) -> bool:
-    return any(isinstance(module, BinaryLayer) for head in classifiers(model) for module in head.modules())
+    return any(
+        isinstance(module, BinaryLayer | PackedLayer) for head in classifiers(model) for module in head.modules()
+    )

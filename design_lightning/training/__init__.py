@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from design_lightning.training.bop import Bop
     from design_lightning.training.classifier import DesignClassifier
     from design_lightning.training.distillation import Distillation
+    from design_lightning.training.exported import ExportedClassifier
     from design_lightning.training.groups import parameter_groups
+    from design_lightning.training.image_classifier import ImageClassifier
     from design_lightning.training.losses import SquaredHinge
     from design_lightning.training.mixing import MixupCutmix
     from design_lightning.training.per_group import PerGroupOptimizer
@@ -22,7 +24,9 @@ __all__ = [
     "DesignClassifier",
     "DesignTrainer",
     "Distillation",
+    "ExportedClassifier",
     "FractionSchedule",
+    "ImageClassifier",
     "LinearDecay",
     "MixupCutmix",
     "PerGroupOptimizer",
@@ -39,6 +43,8 @@ __getattr__, __dir__ = lazy_attributes(
         "Bop": ".bop",
         "DesignClassifier": ".classifier",
         "Distillation": ".distillation",
+        "ExportedClassifier": ".exported",
+        "ImageClassifier": ".image_classifier",
         "MixupCutmix": ".mixing",
         "PerGroupOptimizer": ".per_group",
         "SquaredHinge": ".losses",

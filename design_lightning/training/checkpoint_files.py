@@ -5,6 +5,13 @@ from typing import Any
 
 import torch
 
+EXPORTED = (".onnx", ".xml", ".safetensors")
+
+
+def is_exported(path: str | None) -> bool:
+    """Whether a path is one of an exported file, and not of Lightning's checkpoints."""
+    return path is not None and str(path).endswith(EXPORTED)
+
 
 def read_checkpoint(path: str, option: str, weights_only: bool = True) -> dict[str, Any]:
     """What Lightning wrote in a checkpoint, on the CPU.

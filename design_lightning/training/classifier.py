@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from design_lightning.binary.weights import WEIGHT_BINARIZERS, IRNetWeight, ReCUWeight
 from design_lightning.surgery import (
@@ -22,26 +19,24 @@ from design_lightning.surgery import (
     set_stage_,
 )
 from design_lightning.training.backbone import create_backbone, load_weights_
-from design_lightning.training.batch_checks import check_batch
 from design_lightning.training.bop import Bop
 from design_lightning.training.checkpoint_files import read_checkpoint
 from design_lightning.training.distillation import Distillation, Distiller
 from design_lightning.training.gradient_checkpointing import batch_norm_statistics_kept, set_gradient_checkpointing_
 from design_lightning.training.groups import parameter_groups
+from design_lightning.training.image_classifier import ImageClassifier
 from design_lightning.training.mixing import MixupCutmix
 from design_lightning.training.per_group import PerGroupOptimizer
 from design_lightning.training.rate import LearningRate
 from design_lightning.training.schedules import CosineDecay
 
 FORMAT_VERSION = 1
-Split = Literal["val", "test"]
 
 
-class DesignClassifier(LightningModule):
+class DesignClassifier(ImageClassifier):
     """Trains a binarized timm network on images [B, C, H, W] with labels [B].
 
-    Labels below 0 are padding of an evaluation sampler and count nowhere. Logged: `train/loss`, `train/top1`; `val/loss`,
-    `val/top1`, `val/top5` (with more than five classes); `test/` alike. With a teacher also the terms of `train/loss` before they
+    Logged: `train/loss`, `train/top1`, and what `ImageClassifier` logs. With a teacher also the terms of `train/loss` before they
     are weighted, `train/distillation` and `train/attention`. Of a mixed image `train/top1` counts the class with the larger share.
 
     A checkpoint holds what rebuilds the network (`load_from_checkpoint(path)` needs nothing else, and downloads no
@@ -104,13 +99,9 @@ class DesignClassifier(LightningModule):
         compile: bool = False,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, class_names, nn.CrossEntropyLoss() if loss is None else loss)
         if isinstance(binary, Mapping):  # as a checkpoint stores it
             binary = BinaryConfig.from_dict(binary)
-        if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}; a classifier tells at least two classes apart")
-        if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"num_classes is {num_classes}, but there are {len(class_names)} class names")
         if mixing is not None:
             mixing.check_loss(loss)
         self.save_hyperparameters(
@@ -130,10 +121,7 @@ class DesignClassifier(LightningModule):
             }
         )
         self._learning_rate = LearningRate(scheduler, scheduler_interval, warmup_steps, warmup_epochs)
-        self.class_names = None if class_names is None else tuple(class_names)
-        self.num_classes = num_classes
         self.binary_config = binary
-        self.loss = nn.CrossEntropyLoss() if loss is None else loss
         self.channels_last = channels_last
         self.distillation = distillation
         self.mixing = mixing
@@ -153,7 +141,6 @@ class DesignClassifier(LightningModule):
             set_gradient_checkpointing_(self.backbone)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
-        self._configure_metrics()
 
     def _load_weights(self, path: str) -> None:
         """Starts from the backbone of a checkpoint; this module's configuration decides the stage."""
@@ -167,19 +154,6 @@ class DesignClassifier(LightningModule):
         own = self.state_dict().keys()
         for key in [k for k in checkpoint["state_dict"] if k.startswith("loss.") and k not in own]:
             del checkpoint["state_dict"][key]
-
-    def _configure_metrics(self) -> None:
-        def accuracies(prefix: str, *top: int) -> MetricCollection:
-            micro = {f"top{k}": MulticlassAccuracy(self.num_classes, top_k=k, average="micro") for k in top}
-            return MetricCollection(dict(micro), prefix=prefix)
-
-        top = (1, 5) if self.num_classes > 5 else (1,)
-        self.train_accuracy = accuracies("train/", 1)
-        self.accuracy = nn.ModuleDict({split: accuracies(f"{split}/", *top) for split in ("val", "test")})
-        self.mean_loss = nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
-        self.confusion = MulticlassConfusionMatrix(self.num_classes)
-        self.test_confusion: Tensor | None = None
-        """[K, K]: images of the row's class that were taken for the column's, after `test`."""
 
     def setup(self, stage: str) -> None:
         """Loads the teacher and compiles the backbone, where asked for: after surgery, and after a callback copied the module."""
@@ -217,20 +191,7 @@ class DesignClassifier(LightningModule):
         logits: Tensor = self.backbone(images)
         return logits
 
-    # Input
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Refuses NaN, infinity and labels out of range, while the batch is still on the CPU and outside any graph."""
-        if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor):
-            stage = self._trainer.state.stage if self._trainer else None
-            training = self._trainer is not None and self.trainer.training
-            where = (f"{stage.value} batch" if stage else "batch") + (
-                f" at step {self.trainer.global_step}" if training else ""
-            )
-            check_batch(batch[0], batch[1] if len(batch) > 1 else None, self.num_classes, where, training)
-        return batch
-
-    # Steps
+    # Training
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch."""
@@ -255,56 +216,6 @@ class DesignClassifier(LightningModule):
         """The backward pass; batch norms count no batch twice where it computes activations again."""
         with batch_norm_statistics_kept(self.backbone) if self._gradient_checkpointing else nullcontext():
             super().backward(loss, *args, **kwargs)
-
-    def on_validation_epoch_start(self) -> None:
-        """Starts the metrics anew."""
-        self._reset("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Starts the metrics anew."""
-        self._reset("test")
-        self.confusion.reset()
-
-    def _reset(self, split: Split) -> None:
-        # Lightning resets metrics in the inference mode of the last evaluation; the next one may run outside of it.
-        cast(MeanMetric, self.mean_loss[split]).reset()
-        cast(MetricCollection, self.accuracy[split]).reset()
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Adds a batch to the validation metrics."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Adds a batch to the test metrics and the confusion matrix."""
-        logits, labels = self._evaluate("test", batch)
-        self.confusion.update(logits, labels)
-
-    def _evaluate(self, split: Split, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        images, labels = batch
-        logits = self(images)
-        mean_loss, accuracy = cast(MeanMetric, self.mean_loss[split]), cast(MetricCollection, self.accuracy[split])
-        real = labels >= 0
-        logits, labels = logits[real], labels[real]
-        if len(labels):
-            mean_loss.update(self.loss(logits, labels), weight=len(labels))
-            accuracy.update(logits, labels)
-        self.log(f"{split}/loss", mean_loss)
-        for name, metric in accuracy.items(keep_base=False, copy_state=False):
-            self.log(str(name), metric, prog_bar=str(name).endswith("top1"))
-        return logits, labels
-
-    def on_test_epoch_end(self) -> None:
-        """Keeps the confusion matrix over all processes."""
-        self.test_confusion = self.confusion.compute().cpu()
-
-    def predict_step(self, batch: tuple[Tensor, Sequence[str]], batch_idx: int) -> dict[str, Any]:
-        """`paths`, as the data gives them (numbers where it gives none), and `probabilities` [B, K], float32."""
-        images, paths = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
-        if not (isinstance(paths, list | tuple) and all(isinstance(path, str) for path in paths)):
-            paths = [f"batch {batch_idx}, image {i}" for i in range(len(images))]
-        return {"paths": list(paths), "probabilities": self(images).float().softmax(-1)}
-
-    # Optimization
 
     def configure_optimizers(self) -> Any:
         """One optimizer over three parameter groups, and one scheduler that goes by optimizer steps.

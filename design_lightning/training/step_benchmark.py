@@ -256,12 +256,11 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def machine(config: StepConfig) -> dict[str, Any]:
-    """Where a measurement was made, without a name of the machine."""
-    on_cpu = config.device == "cpu"
+def machine(device: str, threads: int | None = None) -> dict[str, Any]:
+    """Where a measurement was made, without a name of the machine; by torch's number of threads if none is given."""
     return {
-        "processor": (_cpu() or platform.machine()) if on_cpu else torch.cuda.get_device_name(config.device),
-        "threads": config.threads or torch.get_num_threads(),
+        "processor": (_cpu() or platform.machine()) if device == "cpu" else torch.cuda.get_device_name(device),
+        "threads": threads or torch.get_num_threads(),
         "torch": torch.__version__,
         "timm": timm.__version__,
         "python": platform.python_version(),
@@ -277,4 +276,5 @@ def _cpu() -> str:
 
 def as_dict(config: StepConfig, results: Sequence[StepResult]) -> dict[str, Any]:
     """Everything about a measurement as plain values."""
-    return {"config": asdict(config), "machine": machine(config), "results": [asdict(result) for result in results]}
+    where = machine(config.device, config.threads)
+    return {"config": asdict(config), "machine": where, "results": [asdict(result) for result in results]}

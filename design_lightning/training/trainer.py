@@ -4,4 +4,4 @@ from lightning.pytorch import Trainer
 
 
 class DesignTrainer(Trainer):
-    """Lightning's Trainer, to which later commands (`export`) add a method each."""
+    """Lightning's Trainer, to which commands such as `export` add a method each."""

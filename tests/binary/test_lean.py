@@ -39,6 +39,7 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         {"kernel_size": 2},
         {"kernel_size": (3, 2), "stride": (1, 2), "padding": (1, 0), "dilation": (2, 1)},
         {"kernel_size": 3, "stride": 2, "ceil_mode": True},
+        {"kernel_size": [3, 3], "stride": [2, 1], "padding": [1, 1]},
     ],
     ids=str,
 )

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import design_lightning as dl
 from design_lightning.callbacks import BatchNormRecalibration, BinaryWeightAveraging, ExportModel
+from design_lightning.export import open_exported
 from design_lightning.surgery import binarize_, binary_layers, set_stage_
 from design_lightning.training import DesignClassifier
 from design_lightning.training.batch_norm import recalibrate_batch_norm_
@@ -184,10 +185,10 @@ def test_two_processes_write_one_file(trainer: Callable[..., Trainer], tmp_path:
                 assert (tmp_path / "network.safetensors").is_file()
             (tmp_path / f"{trainer.global_rank}.done").touch()
 
-        def _write(self, module: LightningModule, path: Path) -> list[Path]:
+        def _write(self, network: nn.Module, module: LightningModule, path: Path, *options: Any, **named: Any) -> Any:
             if path.parent == tmp_path:
                 assert module.trainer.is_global_zero
-            return super()._write(module, path)
+            return super()._write(network, module, path, *options, **named)
 
     options = {"devices": 2, "strategy": "ddp_fork", "enable_checkpointing": True, "max_epochs": 2}
     recalibration = BatchNormRecalibration(2, ["export"])
@@ -252,15 +253,34 @@ def test_a_format_without_its_package_says_what_to_install(
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *rest: None if n == package else found(n, *rest) or True)
-    with pytest.raises(ValueError, match=rf"'{name}' needs .*{package}.*: pip install design-lightning\[export\]"):
+    with pytest.raises(ImportError, match=rf"'{name}' needs .*{package}.*: pip install 'design-lightning\[export\]'"):
         ExportModel([name])
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino"])
-def test_a_format_of_a_later_release_says_which_there_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: True)
-    with pytest.raises(ValueError, match=f"'{name}' is not written by this release; formats are safetensors"):
-        ExportModel([name])
+@pytest.mark.filterwarnings("ignore:.*not synchronized")
+def test_every_format_of_a_network_that_is_binary_at_the_end_alone(
+    trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Binarize(Callback):
+        def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            set_stage_(pl_module, "both")
+
+    model = classifier(class_names=["cat", "dog"], mean=[0.5] * 3, std=[0.25] * 3)
+    set_stage_(model.backbone, "activations")
+    export = ExportModel(["packed", "onnx", "openvino"], str(tmp_path / "network"), images=20)
+    trainer(export, Binarize()).fit(model, data(), data())
+    output = capsys.readouterr().out
+    assert "compared with PyTorch on 20 images" in output
+    model.eval()
+    with torch.no_grad():
+        expected = model(IMAGES)
+    for suffix in (".packed.safetensors", ".onnx", ".xml"):
+        network = open_exported(tmp_path / f"network{suffix}")
+        torch.testing.assert_close(network(IMAGES), expected, rtol=1e-4, atol=1e-4)
+        assert network.about.labels == ("cat", "dog")
+        assert network.about.std == (0.25, 0.25, 0.25)
+        assert network.about.training["backbone"] == "resnet20_cifar"
+        assert f"network{suffix}" in output.replace("\n", "")
 
 
 def test_yaml_finds_it_by_its_bare_name(run_with_yaml: Callable[..., None], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`design-train benchmark training`: a real run of a small network, and what it prints."""
+"""`design-train benchmark training` and `inference`: real runs of a small network, and what they print."""
 
 import json
 from pathlib import Path
@@ -92,4 +92,85 @@ def test_errors_name_the_value(arguments: list[str], message: str, capsys: pytes
 def test_another_benchmark_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["benchmark", "running"])
-    assert "unknown benchmark 'running': use one of training" in capsys.readouterr().err
+    assert "unknown benchmark 'running': use one of training, inference" in capsys.readouterr().err
+
+
+def inference(*arguments: str) -> None:
+    main(["benchmark", "inference", "--rounds", "2", "--threads", "1", *arguments])
+
+
+def test_inference_of_a_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    variants = ("float_pytorch", "float_onnx", "float_openvino_int8", "packed", "openvino")
+    network = ("--model", "test_resnet", "--classes", "4", "--size", "64", "--variants", ",".join(variants))
+    inference(*network, "--json", "--out", str(tmp_path / "result.json"))
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "result.json").read_text())
+    assert printed["command"].startswith("design-train benchmark inference --rounds 2")
+    assert {"processor", "threads", "torch", "timm", "onnxruntime", "openvino", "nncf"} <= printed["machine"].keys()
+    assert printed["config"]["batch"] == 1
+    rows: dict[str, Any] = {row["name"]: row for row in printed["results"]}
+    assert tuple(rows) == variants
+    for name, row in rows.items():
+        assert row["threads"] == 1
+        assert 0 < row["low"] <= row["median"] <= row["high"]
+        assert row["speedup"].keys() == {"float_pytorch", "float_onnx", "float_openvino_int8"}
+        assert row["speedup"].get(name, 1) == 1
+        assert row["bytes"] > 0
+        assert row["difference"] < (0.2 if "int8" in name else 1e-4)
+    assert rows["packed"]["bytes"] < rows["float_openvino_int8"]["bytes"] < rows["float_onnx"]["bytes"]
+    assert {name for name, row in rows.items() if row["one_bit_layers"]} == {"openvino"}
+    assert all(primitive.startswith("jit") for primitive in rows["openvino"]["primitives"])
+
+
+def test_inference_of_files_beside_a_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    import design_lightning as dl
+    from design_lightning.export import export_model
+
+    model = timm.create_model("test_resnet", num_classes=4)
+    dl.binarize_(model, None, (2, 3, 64, 64))
+    export_model(model.eval(), tmp_path / "own", ("packed", "openvino"))
+    files = (str(tmp_path / "own.packed.safetensors"), str(tmp_path / "own.xml"))
+    inference("--files", *files, "--json")
+    alone = json.loads(capsys.readouterr().out)["results"]
+    assert [row["name"] for row in alone] == ["own.packed.safetensors", "own.xml"]
+    assert [row["one_bit_layers"] > 0 for row in alone] == [False, True]
+    assert [list(row["speedup"]) for row in alone] == [["own.packed.safetensors"]] * 2
+    assert alone[1]["bytes"] == sum((tmp_path / f"own.{suffix}").stat().st_size for suffix in ("xml", "bin"))
+
+    monkeypatch.setenv("COLUMNS", "80")
+    network = ("--model", "test_resnet", "--size", "64", "--variants", "float_pytorch")
+    inference("--files", *files, *network)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.split() == ["network", "MB", "1-bit", "ms", "+-", "torch"] for line in lines)
+    assert all(
+        any(line.lstrip().startswith(name) for line in lines) for name in ("float_pytorch", "own.packed", "own.xml")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "resnet18x"], "no network 'resnet18x': did you mean"),
+        (["--variants", "float_pytorch,openvno"], "unknown variant 'openvno': did you mean 'openvino'"),
+        (["--files", "no_such.onnx"], "'no_such.onnx' is no file"),
+        (["--threads", "1,half"], "--threads 1,half: 'half' is no number"),
+        (["--threads", "0"], "threads=[0]: give numbers of at least 1"),
+        (["--rounds", "0"], "rounds=0: at least 1"),
+        (["--out", "no_such_folder/result.json"], "no folder no_such_folder"),
+        (["--estimator", "ste"], "unknown option '--estimator'"),
+    ],
+)
+def test_errors_of_inference_name_the_value(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        inference(*arguments)
+    assert stop.value.code in (1, 2)
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == 1
+    assert message in printed[0]

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 import design_lightning as dl
+from design_lightning.export.seal import seal_of_tensors
 from design_lightning.surgery import binary_layers, set_stage_
 
 Make = Callable[..., nn.Module]
@@ -53,7 +54,7 @@ def test_metadata_is_plain_json_with_a_version(tmp_path: Path, binarized: Make) 
     path = dl.save(binarized(), tmp_path / "model.safetensors")
     with safe_open(path, "pt") as file:
         stored = json.loads(file.metadata()["design_lightning"])
-    assert stored["format_version"] == 1
+    assert stored["format_version"] == 2
     assert stored["architecture"] == "test_resnet"
     assert stored["model_args"] == {"num_classes": 10}
     assert stored["float_head"] is True
@@ -183,7 +184,9 @@ def test_neither_saving_nor_loading_downloads_weights(
     assert stored["model_args"] == {"num_classes": 10}
     stored["model_args"].update(sources)
     crafted = tmp_path / "crafted.safetensors"
-    safetensors.torch.save_file(safetensors.torch.load_file(path), crafted, {"design_lightning": json.dumps(stored)})
+    tensors, text = safetensors.torch.load_file(path), json.dumps(stored)
+    header = {"design_lightning": text, "design_lightning.sha256": seal_of_tensors(tensors, text)}
+    safetensors.torch.save_file(tensors, crafted, header)
     dl.load(crafted)
     assert asked == [{"num_classes": 10}] * 2
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 import design_lightning as dl
+from design_lightning.export.seal import seal_of_tensors
 from design_lightning.surgery import binary_layers
 
 Make = Callable[..., nn.Module]
@@ -32,7 +33,9 @@ def rewritten(tmp_path: Path, binarized: Make) -> Rewrite:
     ) -> Path:
         text = json.dumps(metadata(json.loads(json.dumps(stored))))
         changed = tmp_path / "changed.safetensors"
-        safetensors.torch.save_file(tensors(safetensors.torch.load_file(path)), changed, {"design_lightning": text})
+        values = tensors(safetensors.torch.load_file(path))
+        seal = seal_of_tensors(values, text)
+        safetensors.torch.save_file(values, changed, {"design_lightning": text, "design_lightning.sha256": seal})
         return changed
 
     return rewrite
@@ -56,13 +59,22 @@ def test_what_is_no_such_file(tmp_path: Path, binarized: Make) -> None:
         dl.load(cut)
 
 
+def test_a_single_bit_that_was_edited(tmp_path: Path, binarized: Make) -> None:
+    path = dl.save(binarized(), tmp_path / "model.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="was edited or damaged since it was written"):
+        dl.load(path)
+
+
 BN = "layer1.0.bn1.num_batches_tracked"
 
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (lambda s: {**s, "format_version": 2}, "it has format version 2, but this release reads 1"),
+        (lambda s: {**s, "format_version": 3}, "it has format version 3, but this release reads 2"),
         (without("format_version"), "it has format version None"),
         (lambda s: [s], "the metadata must be an object"),
         (without("architecture"), "'architecture' of the metadata is None"),
