@@ -81,16 +81,43 @@ def through_derivative(gradient: Tensor, kept: Tensor, step: Tensor, estimator: 
     return flow
 
 
+def clamped_and_inside(x: Tensor, lowest: float, highest: float) -> tuple[Tensor, Tensor]:
+    """x between two bounds, and a bit for each element: whether it lies strictly between them."""
+    axis = packing_axis(x.shape)
+    if not goes_in_pieces(x):
+        return x.clamp(lowest, highest), pack_bits(_inside(x, lowest, highest), axis)
+    y, bits = torch.empty_like(x), torch.empty(packed_shape(x.shape, axis, 8), dtype=torch.uint8)
+    for rows in pieces(x):
+        torch.clamp(x[rows], lowest, highest, out=y[rows])
+        pack_bits(_inside(x[rows], lowest, highest), axis, out=bits[rows])
+    return y, bits
+
+
+def where_inside(gradient: Tensor, bits: Tensor) -> Tensor:
+    """A gradient, and 0 where the bit of `clamped_and_inside` is 0."""
+    axis, size = packing_axis(gradient.shape), gradient.shape[packing_axis(gradient.shape)]
+    if not goes_in_pieces(gradient):
+        return gradient * unpack_bits(bits, axis, size).to(gradient.dtype)
+    flow = torch.empty_like(gradient)
+    for rows in pieces(gradient):
+        torch.mul(gradient[rows], unpack_bits(bits[rows], axis, size).to(gradient.dtype), out=flow[rows])
+    return flow
+
+
+def _inside(x: Tensor, lowest: float, highest: float) -> Tensor:
+    return indicator(torch.gt, x, lowest).mul_(indicator(torch.lt, x, highest))
+
+
 def pieces(x: Tensor) -> Iterator[slice]:
     """Parts of the batch that stay in a CPU's cache while a chain of operations goes over them."""
-    rows = max(1, _PIECE * x.shape[0] // max(x.numel(), 1))
+    rows = max(1, PIECE * x.shape[0] // max(x.numel(), 1))
     return (slice(start, start + rows) for start in range(0, x.shape[0], rows))
 
 
 def goes_in_pieces(x: Tensor) -> bool:
     """Whether work on x is done piece by piece."""
-    return is_eager_on_cpu(x) and x.dim() > 1 and x.numel() > _PIECE
+    return is_eager_on_cpu(x) and x.dim() > 1 and x.numel() > PIECE
 
 
-_PIECE = 1 << 20
+PIECE = 1 << 20
 """Elements: 4 MB of float32. Smaller pieces are a little faster on an idle machine, and far slower on a busy one."""

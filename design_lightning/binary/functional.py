@@ -21,10 +21,16 @@ from torch import Tensor
 from design_lightning.binary import plain
 from design_lightning.binary._indicator import indicator
 from design_lightning.binary.derivatives import code_of, step_of
-from design_lightning.binary.elementwise import bits_of, signs_and_derivative, signs_of, through_derivative
+from design_lightning.binary.elementwise import (
+    bits_of,
+    clamped_and_inside,
+    signs_and_derivative,
+    signs_of,
+    through_derivative,
+    where_inside,
+)
 from design_lightning.binary.estimators import Estimator
 from design_lightning.binary.keeping import Keeps, floats_needed, refuse_double_backward
-from design_lightning.binary.packing import pack_bits, packing_axis, unpack_bits
 from design_lightning.binary.plain import sign
 from design_lightning.binary.products import Product
 
@@ -273,13 +279,11 @@ class _ScaledSigns(torch.autograd.Function):
 class _Hardtanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, lowest: float, highest: float) -> Tensor:
-        inside = indicator(torch.gt, x, lowest) * indicator(torch.lt, x, highest)
-        ctx.save_for_backward(pack_bits(inside, packing_axis(x.shape)))
-        return x.clamp(lowest, highest)
+        y, inside = clamped_and_inside(x, lowest, highest)
+        ctx.save_for_backward(inside)
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         refuse_double_backward()
-        axis = packing_axis(gradient.shape)
-        inside = unpack_bits(ctx.saved_tensors[0], axis, gradient.shape[axis])
-        return gradient * inside.to(gradient.dtype), None, None
+        return where_inside(gradient, ctx.saved_tensors[0]), None, None

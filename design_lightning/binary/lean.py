@@ -1,6 +1,7 @@
 """Float modules around binary layers that keep less for the backward pass than torch's own. What they compute is the same.
 
-    BatchNorm2d   behind a binary convolution it reads whole numbers times a factor per channel: they are kept as int16
+    BatchNorm2d   behind a binary convolution it reads whole numbers times a factor per channel: they are kept as int16;
+                  elsewhere its backward pass goes through the channels in slices: on a CPU torch's makes its result twice
     MaxPool2d     a byte tells which pixel of a window was the largest; torch keeps the input, and eight bytes
     Pointwise     a strided 1x1 convolution reads one pixel of stride x stride: those are kept
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from design_lightning.binary._indicator import is_eager_on_cpu
-from design_lightning.binary.elementwise import pieces
+from design_lightning.binary.elementwise import PIECE, pieces
 from design_lightning.binary.functional import records
 from design_lightning.binary.keeping import Keeping, floats_needed, refuse_double_backward
 
@@ -34,22 +35,84 @@ class BatchNorm2d(nn.BatchNorm2d, Keeping):
     """torch's, which keeps its input as int16 where that holds whole numbers times a factor; see the module's text."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: D102
-        version, scale = getattr(input, "_counts_of", (None, None))
-        if version is None or self.keeps == "floats" or not _decides(input) or version != input._version:
+        if self.keeps == "floats" or not _decides(input, self.weight, self.bias):
             return super().forward(input)
+        version, scale = getattr(input, "_counts_of", (None, None))
+        holds_counts = version is not None and version == input._version
+        if not holds_counts:
+            return self._forward_of_floats(input)
 
         place, shape = input.data_ptr(), input.shape  # the hooks outlive the forward: they must not hold the input
 
         def pack(tensor: Tensor) -> Any:
             if tensor.data_ptr() != place or tensor.shape != shape:
                 return tensor
-            return _counts(tensor, scale), scale, tensor.stride()
+            return _counts(tensor, scale), scale
 
         def unpack(kept: Any) -> Tensor:
             return kept if isinstance(kept, Tensor) else _floats(*kept)
 
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             return super().forward(input)
+
+    def _forward_of_floats(self, input: Tensor) -> Tensor:
+        if not self.training or not _goes_in_slices(input):
+            return super().forward(input)
+        y: Tensor = _BatchNorm.apply(input, self.weight, self.bias, self._moving_statistics(), self.eps)
+        return y
+
+    def _moving_statistics(self) -> tuple[Tensor | None, Tensor | None, float]:
+        """The running mean and variance, which a forward in training moves, and by what share."""
+        if not self.track_running_stats:
+            return None, None, 0.0
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        return self.running_mean, self.running_var, share
+
+
+class _BatchNorm(torch.autograd.Function):
+    """Of the statistics of the batch: float32 planes on a CPU."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        moving: tuple[Tensor | None, Tensor | None, float],
+        eps: float,
+    ) -> Tensor:
+        y, mean, inverse_std = torch.native_batch_norm(x, weight, bias, moving[0], moving[1], True, moving[2], eps)
+        ctx.eps = eps
+        ctx.save_for_backward(x, weight, mean, inverse_std)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        to_x, to_weight, to_bias = torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)
+        for some in _slices(x):
+            to_x[:, some], to_weight[some], to_bias[some] = torch.ops.aten.native_batch_norm_backward(
+                *(gradient[:, some].contiguous(), x[:, some].contiguous(), None if weight is None else weight[some]),
+                *(None, None, mean[some], inverse_std[some], True, ctx.eps, [True, True, True]),
+            )
+        needs = ctx.needs_input_grad
+        return to_x, to_weight if needs[1] else None, to_bias if needs[2] else None, None, None
+
+
+def _goes_in_slices(x: Tensor) -> bool:
+    return (
+        is_eager_on_cpu(x) and x.dtype == torch.float32 and x.dim() == 4 and x.is_contiguous() and len(_slices(x)) > 1
+    )
+
+
+def _slices(x: Tensor) -> list[slice]:
+    """Parts of the channels, whose numbers stay in a CPU's cache; each thread has a channel to work on."""
+    channels = x.shape[1]
+    some = max(torch.get_num_threads(), PIECE * channels // max(x.numel(), 1))
+    return [slice(start, start + some) for start in range(0, channels, some)]
 
 
 def _counts(x: Tensor, scale: Tensor | None) -> Tensor:
@@ -61,8 +124,8 @@ def _counts(x: Tensor, scale: Tensor | None) -> Tensor:
     return counts
 
 
-def _floats(counts: Tensor, scale: Tensor | None, stride: tuple[int, ...]) -> Tensor:
-    x = torch.empty_strided(counts.shape, stride, dtype=torch.float32, device=counts.device)
+def _floats(counts: Tensor, scale: Tensor | None) -> Tensor:
+    x = torch.empty_like(counts, dtype=torch.float32)
     factor = None if scale is None else scale.view(-1, 1, 1)
     for rows in _pieces(counts):
         x[rows] = counts[rows]

@@ -82,6 +82,19 @@ def test_a_batch_norm_behind_a_binary_convolution(weight: str, channels_last: bo
     assert_same(run(network, x), run(twin, x))
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"affine": False}, {"momentum": None}, {"track_running_stats": False}], ids=str
+)
+def test_a_large_batch_norm_goes_back_in_slices(settings: dict[str, Any]) -> None:
+    first = nn.Conv2d(4, 7, 1)
+    network, twin = (nn.Sequential(first, nn.BatchNorm2d(7, **settings)) for _ in range(2))
+    make_lean_(network)
+    x = torch.randn(8, 4, 150, 150)
+    assert network(x).grad_fn.name() == "_BatchNormBackward"
+    twin(x)  # as often as the other: both move their statistics
+    assert_same(run(network, x), run(twin, x))
+
+
 def test_what_waits_for_the_backward_pass() -> None:
     layer = BinaryConv2d(8, 16, 3, padding=1, activation=Sign(estimator="ste"))
     network = nn.Sequential(layer, nn.BatchNorm2d(16), nn.MaxPool2d(2), nn.Conv2d(16, 4, 1, stride=2))
