@@ -31,7 +31,7 @@ def code_of(estimator: Estimator, keeps: Keeps) -> Code:
 
 def largest_error(estimator: Estimator) -> float:
     """By how much a derivative kept with 4 bits may be off, at the estimator's temperature now; 0 where it is kept exactly."""
-    return 0.0 if code_of(estimator, "bits") != "levels" else float(_levels(estimator)[1]) / 2
+    return 0.0 if code_of(estimator, "bits") != "levels" else float(levels(estimator)[1]) / 2
 
 
 def encode(u: Tensor, estimator: Estimator, code: Code) -> Tensor:
@@ -41,13 +41,13 @@ def encode(u: Tensor, estimator: Estimator, code: Code) -> Tensor:
         return derivative
     if code == "mask":
         return pack_bits(derivative, packing_axis(u.shape))
-    zero, step = _levels(estimator)
+    zero, step = levels(estimator)
     return pack_nibbles((derivative / step).round_().add_(zero), packing_axis(u.shape))
 
 
 def step_of(estimator: Estimator, code: Code) -> Tensor:
     """The size of a step, which `decode` takes: it is kept, as an estimator's temperature may move before the backward pass."""
-    return _levels(estimator)[1].detach() if code == "levels" else torch.ones(())
+    return levels(estimator)[1].detach() if code == "levels" else torch.ones(())
 
 
 def decode(
@@ -59,10 +59,10 @@ def decode(
     axis = packing_axis(shape)
     if code == "mask":
         return unpack_bits(kept, axis, shape[axis]).to(dtype)
-    return (unpack_nibbles(kept, axis, shape[axis]).to(step.dtype) - _levels(estimator)[0]) * step
+    return (unpack_nibbles(kept, axis, shape[axis]).to(step.dtype) - levels(estimator)[0]) * step
 
 
-def _levels(estimator: Estimator) -> tuple[int, Tensor]:
+def levels(estimator: Estimator) -> tuple[int, Tensor]:
     """The code of derivative 0, and the size of a step, such that the codes 0 to 15 reach from end to end of the range."""
     ends = estimator.derivative_range()
     assert ends is not None

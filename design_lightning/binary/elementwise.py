@@ -1,10 +1,14 @@
 """The elementwise work of the binary layers, between floats and bits.
 
 In eager mode on a CPU it goes through the batch in pieces, so that what one operation leaves in the cache is there for the
-next, and a chain of them costs about one pass over memory. Compilers fuse the same operations by themselves.
+next, and a chain of them costs about one pass over memory. On a GPU `binary.triton_kernels` does the same in one kernel.
+Compilers fuse the operations by themselves.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,6 +24,9 @@ def signs_and_derivative(
     x: Tensor, threshold: Tensor, estimator: Estimator, code: Code, with_bits: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The signs of x - threshold, what is kept of the derivative, and the signs as bits if asked for."""
+    if kernels := _kernels_for(x, x.shape, x.dtype):
+        signs, kept, bits = kernels.signs_and_derivative(x, threshold, estimator, code, with_bits)
+        return signs, kept, bits
     if not goes_in_pieces(x):
         y = sign(x, threshold)
         return y, encode(distance(x, threshold), estimator, code), bits_of(y) if with_bits else None
@@ -57,6 +64,8 @@ def signs_of(bits: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_la
     """The +-1 again, of a shape and type, in one of torch's memory formats."""
     axis = packing_axis(shape)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    if kernels := _kernels_for(bits, shape, dtype):
+        return cast(Tensor, kernels.signs_of(bits, shape, dtype, memory_format))
     if not is_eager_on_cpu(bits) or bits.dim() < 2:
         signs = unpack_bits(bits, axis, shape[axis]).to(dtype).mul_(2).sub_(1)
         return signs.contiguous(memory_format=memory_format)
@@ -68,6 +77,8 @@ def signs_of(bits: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_la
 
 def through_derivative(gradient: Tensor, kept: Tensor, step: Tensor, estimator: Estimator, code: Code) -> Tensor:
     """A gradient times the derivative that was kept: float32, or the gradient's type where no bit is lost by it."""
+    if code != "float" and (kernels := _kernels_for(gradient, gradient.shape, gradient.dtype)):
+        return cast(Tensor, kernels.through_derivative(gradient, kept, step, estimator, code))
     if not goes_in_pieces(gradient):
         return gradient * decode(kept, step, estimator, code, gradient.shape, gradient.dtype)
     flow = None
@@ -106,6 +117,17 @@ def where_inside(gradient: Tensor, bits: Tensor) -> Tensor:
 
 def _inside(x: Tensor, lowest: float, highest: float) -> Tensor:
     return indicator(torch.gt, x, lowest).mul_(indicator(torch.lt, x, highest))
+
+
+def _kernels_for(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> ModuleType | None:
+    """The Triton kernels, if they are there and take a tensor of this shape and type, which lies where x does."""
+    if torch.compiler.is_compiling() or not (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    try:
+        from design_lightning.binary import triton_kernels
+    except ImportError:  # no Triton for this platform
+        return None
+    return triton_kernels if triton_kernels.serve(x, shape, dtype) else None
 
 
 def pieces(x: Tensor) -> Iterator[slice]:
