@@ -157,6 +157,11 @@ def _cast(dtype: torch.dtype | None, *tensors: Tensor | None) -> tuple[Any, ...]
     return tuple(tensor if tensor is None or dtype is None else tensor.to(dtype) for tensor in tensors)
 
 
+def fan_in_axes(w: Tensor) -> tuple[int, ...]:
+    """All axes of weights [O, ...] but the first. (To flatten them would order a compiler how to lay out the weights.)"""
+    return tuple(range(1, w.dim()))
+
+
 def _per_output(values: Tensor, w: Tensor) -> Tensor:
     """Shapes [O] so that it broadcasts to w."""
     return values.view(-1, *(1 for _ in range(w.dim() - 1)))
@@ -166,7 +171,9 @@ def _product_of_bits(product: Product, x: Tensor, weight: Tensor, bias: Tensor |
     """What `multiply_bits` says, without a gradient."""
     if not is_binary:
         return product.apply(x, weight, bias)
-    scale = product.per_output(weight.flatten(1)[:, 0].abs())
+    # All of a channel are the same. A compiler makes vector code of a reduction's result, not of numbers that lie apart.
+    sizes = weight.abs().amax(fan_in_axes(weight)) if torch.compiler.is_compiling() else weight.flatten(1)[:, 0].abs()
+    scale = product.per_output(sizes)
     y = product.apply(x, torch.sign(weight), None).mul_(scale)
     return y if bias is None else y.add_(product.per_output(bias))
 

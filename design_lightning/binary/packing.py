@@ -12,7 +12,13 @@ from torch import Tensor
 
 
 def packing_axis(shape: Sequence[int]) -> int:
-    """The axis to pack along: the first behind the batch whose size is a multiple of 8, else the last (which is filled up)."""
+    """The axis to pack along: the first behind the batch whose size is a multiple of 8, else the last (which is filled up).
+
+    For a compiler it is the batch, if that is a multiple of 8: it may lay out the others as it likes, and its loops over them
+    remain vector code.
+    """
+    if torch.compiler.is_compiling() and shape[0] % 8 == 0 and shape[0]:
+        return 0
     for axis in range(1, len(shape)):
         if shape[axis] % 8 == 0 and shape[axis]:
             return axis

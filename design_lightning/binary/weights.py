@@ -13,15 +13,14 @@ from design_lightning._names import class_by_name
 from design_lightning.binary._float32 import Float32State
 from design_lightning.binary._indicator import indicator
 from design_lightning.binary.estimators import EDE, STE
-from design_lightning.binary.functional import scaled_signs, sign
+from design_lightning.binary.functional import fan_in_axes, scaled_signs, sign
 from design_lightning.binary.keeping import Keeping
 
 
 def _mean_abs(w: Tensor) -> Tensor:
     """The mean of |w| of each output channel, float32 (float64 for such weights): [O]."""
     wide = w if w.dtype == torch.float64 else w.float()
-    rows = wide.flatten(1)
-    return torch.linalg.vector_norm(rows, 1, dim=1) / rows.shape[1]  # in one pass
+    return wide.abs().sum(fan_in_axes(w)) / w[0].numel()
 
 
 class WeightBinarizer(Float32State, Keeping):

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch._dynamo.testing
 from torch import Tensor, nn
 
+import design_lightning as dl
 from design_lightning.binary import (
     ACTIVATIONS,
     ESTIMATORS,
@@ -65,6 +67,30 @@ def test_thresholds_that_follow_a_norm() -> None:
     norm.weight.data.uniform_(0.5, 1.5)
     layer = BinaryConv2d(4, 6, 3, padding=1, activation=DeSign("2x2_v1", gamma_from=norm))
     assert_compiles(nn.Sequential(norm, layer), torch.randn(2, 4, 5, 6))
+
+
+@pytest.mark.parametrize("batch", [3, 8, 24])
+@pytest.mark.parametrize("estimator", ["ste", "approx_sign"])
+def test_batches_whose_images_share_bytes(batch: int, estimator: str) -> None:
+    """A compiler packs along the batch where that is a multiple of 8."""
+    layer = BinaryConv2d(4, 6, 3, padding=1, activation=DeSign("2x2_v1", estimator=estimator))
+    assert_compiles(layer, torch.randn(batch, 4, 5, 6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "test_vit", "mobilenetv3_small_050"])
+def test_a_whole_network_is_one_frame(name: str) -> None:
+    model = timm.create_model(name)
+    dl.binarize_(model, dl.BinaryConfig(policy="everything"))
+    model.train()
+    for module in model.modules():  # whose statistics the two runs would move one after the other
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)  # raises where the graph would break
+    x = torch.randn(2, *model.pretrained_cfg["input_size"])
+    torch.testing.assert_close(gradients(model, compiled, x), gradients(model, model, x), rtol=1e-3, atol=1e-4)
+    assert counter.frame_count == 1
 
 
 def test_annealing_does_not_compile_again() -> None:
