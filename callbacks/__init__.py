@@ -13,7 +13,8 @@ from design_lightning.callbacks.latent_weight_clipping import LatentWeightClippi
 from design_lightning.callbacks.prediction_writer import PredictionWriter
 from design_lightning.callbacks.random_states import RandomStates
 from design_lightning.callbacks.sign_flip_monitor import SignFlipMonitor
-from design_lightning.callbacks.throughput import ThroughputProgressBar
+from design_lightning.callbacks.throughput import Throughput
+from design_lightning.callbacks.throughput_progress_bar import ThroughputProgressBar
 from design_lightning.callbacks.two_stage_training import TwoStageTraining
 from design_lightning.callbacks.weight_averaging import BinaryWeightAveraging
 
@@ -29,6 +30,7 @@ __all__ = [
     "PredictionWriter",
     "RandomStates",
     "SignFlipMonitor",
+    "Throughput",
     "ThroughputProgressBar",
     "TwoStageTraining",
 ]

@@ -115,15 +115,16 @@ class ExportModel(Callback):
 
 
 def _validation_images(trainer: Trainer, count: int) -> Tensor | None:
-    """The first images of the validation data, on the CPU; None if there are none."""
+    """The first images of the validation data as the network gets them, float32, on the CPU; None if there are none."""
     loaders = trainer.val_dataloaders
     loader = loaders[0] if isinstance(loaders, list | tuple) and loaders else loaders
     found: list[Tensor] = []
     for batch in loader or ():
+        batch = trainer.strategy.batch_to_device(batch)
         images = batch[0] if isinstance(batch, list | tuple) else batch
         if not isinstance(images, Tensor):
             return None
-        found.append(images.cpu())
+        found.append(images.float().cpu())
         if sum(map(len, found)) >= count:
             break
     return torch.cat(found)[:count] if found else None

@@ -1,37 +1,33 @@
-"""A progress bar with images per second, and the share of time that training waits for data."""
+"""Images per second, and the share of time that training waits for data."""
 
 import time
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
-from rich.progress import BarColumn
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-NARROW = 110
-"""In a terminal of fewer columns the bar is short, so that the metrics beside it stay on two lines."""
 
+class Throughput(Callback):
+    """Measures each training epoch, and logs at its end:
 
-class ThroughputProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, with `img/s` over all processes and `wait`, the share of time spent on loading.
+        train/images_per_second  over all processes
+        train/waiting            the share of time between two batches, from 0 to 1: loading, and moving to the device
 
-    Both are of the training epoch so far, its first batch (compilation, workers that start) left out.
+    The first batch of an epoch (compilation, workers that start) and validation are left out; an epoch of one batch logs nothing.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self._images = 0
         self._computing = 0.0
         self._waiting = 0.0
         self._mark: float | None = None
+        self._processes = 1
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        super().on_train_epoch_start(trainer, pl_module)
         self._images, self._computing, self._waiting, self._mark = 0, 0.0, 0.0, None
+        self._processes = trainer.world_size
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: D102
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         now = time.perf_counter()
         if self._mark is not None:
             self._waiting += now - self._mark
@@ -44,31 +40,25 @@ class ThroughputProgressBar(RichProgressBar):
         if self._mark is not None:
             self._computing += now - self._mark
             images = batch[0] if isinstance(batch, list | tuple) else batch
-            self._images += len(images) * trainer.world_size if isinstance(images, Tensor) else 0
+            self._images += len(images) if isinstance(images, Tensor) else 0
         self._mark = now
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def configure_columns(self, trainer: Trainer) -> list[Any]:  # noqa: D102
-        columns = super().configure_columns(trainer)
-        if self._console is None or self._console.width >= NARROW or trainer.state.fn != "fit":
-            return columns
-        for column in columns:
-            if isinstance(column, BarColumn):
-                column.bar_width = 10
-        return [column for column in columns if not isinstance(column, ProcessingSpeedColumn)]  # img/s says it
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if self._mark is not None:
+            self._mark = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if self._images:
+            of_this_process = self.images_per_second / self._processes
+            pl_module.log("train/images_per_second", of_this_process, reduce_fx="sum", sync_dist=True)
+            pl_module.log("train/waiting", self.waiting, batch_size=1, sync_dist=True)
 
     @property
     def images_per_second(self) -> float:
-        """Training images a second of this epoch, over all processes; 0 before the second batch."""
-        return self._images / max(self._computing + self._waiting, 1e-9) if self._images else 0.0
+        """Training images a second of this epoch so far, over all processes if they are as fast; 0 before the second batch."""
+        return self._processes * self._images / max(self._computing + self._waiting, 1e-9)
 
     @property
-    def waiting_share(self) -> float:
-        """The share of this epoch's time that passed between two batches, from 0 to 1."""
+    def waiting(self) -> float:
+        """The share of this epoch's time so far that passed between two batches, from 0 to 1."""
         return self._waiting / max(self._computing + self._waiting, 1e-9)
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:  # noqa: D102
-        metrics = {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
-        if self._images:
-            return {"img/s": f"{self.images_per_second:.0f}", "wait": f"{self.waiting_share:.0%}", **metrics}
-        return metrics

@@ -91,6 +91,7 @@ def first_images(data: LightningDataModule, count: int) -> tuple[Tensor, Tensor]
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in data.val_dataloader():
+        batch = data.on_after_batch_transfer(batch, 0)
         images.append(batch[0])
         labels.append(batch[1])
         if sum(map(len, images)) >= count:

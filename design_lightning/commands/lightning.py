@@ -121,11 +121,18 @@ class DesignCLI(LightningCLI):
             ConfusionMatrixReport,
             PredictionWriter,
             RandomStates,
+            Throughput,
             ThroughputProgressBar,
         )
 
         given = [*(config.get("callbacks") or []), *callbacks]
-        defaults: list[type[Callback]] = [BinarySummary, ConfusionMatrixReport, PredictionWriter, RandomStates]
+        defaults: list[type[Callback]] = [
+            BinarySummary,
+            ConfusionMatrixReport,
+            PredictionWriter,
+            RandomStates,
+            Throughput,
+        ]
         if config.get("enable_progress_bar") is not False:
             defaults.append(ThroughputProgressBar)
         missing = [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in given)]

@@ -80,20 +80,25 @@ class SensitivityTrainer(DesignTrainer):
     def _read(
         self, model: LightningModule, data: LightningDataModule, limit: int | None, recalibrate: int, memory: float
     ) -> tuple[Any, Any]:
-        """The validation batches, in memory where they fit, and the training batches that recalibrate, if any."""
+        """The validation batches, in memory where they fit, and the training images that recalibrate, if any."""
         from design_lightning.training.sensitivity import hold_batches
 
         data.prepare_data()
         data.setup("fit" if recalibrate else "validate")
         batches, held = hold_batches(
-            data.val_dataloader(), limit, memory * 1e9, lambda batch: model.on_before_batch_transfer(batch, 0)
+            data.val_dataloader(),
+            limit,
+            memory * 1e9,
+            check=lambda batch: model.on_before_batch_transfer(batch, 0),
+            convert=lambda batch: data.on_after_batch_transfer(batch, 0),
         )
         if not held:
             print(
                 f"the images need more than {memory:g} GB, so each pass reads them anew: --memory allows more, --limit takes fewer",
                 file=sys.stderr,
             )
-        return batches, [batch[0] for batch in islice(data.train_dataloader(), recalibrate)] if recalibrate else None
+        training = islice(data.train_dataloader(), recalibrate)
+        return batches, [data.on_after_batch_transfer(batch, 0)[0] for batch in training] if recalibrate else None
 
 
 class SensitivityCLI(DesignCLI):

@@ -1,15 +1,19 @@
-"""How an image becomes an input: timm's transforms on Pillow images, or a crop and flip on whole batches of bytes."""
+"""How an image becomes an input: torchvision's transforms on bytes, a crop and flip of whole batches, the normalisation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from math import floor
 
 import torch
 from timm.data import create_transform
+from timm.data.constants import DEFAULT_CROP_PCT
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, v2
 
 INTERPOLATIONS = ("bilinear", "bicubic", "random")
+Transform = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,47 +49,49 @@ class Augmentation:
             raise ValueError(f"interpolation={self.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}")
 
     @property
-    def trains_on_bytes(self) -> bool:
+    def only_crops_and_flips(self) -> bool:
         """Whether training needs nothing but a padded crop and a flip, which `augment_batch` does for a whole batch."""
         return self.padding is not None and not (self.color_jitter or self.auto_augment or self.re_prob)
 
-    def train_transform(self) -> Any:
-        """A timm transform from a Pillow image to float `[C, H, W]`, normalized."""
-        crop_and_flip, colour, finish = create_transform(
-            self.image_size,
-            is_training=True,
-            scale=self.scale,
-            ratio=self.ratio,
-            hflip=self.hflip,
-            color_jitter=self.color_jitter or None,
-            auto_augment=self.auto_augment,
-            re_prob=self.re_prob,
-            interpolation=self.interpolation,
-            mean=self.mean,
-            std=self.std,
-            separate=True,
-        )
-        if self.padding is not None:
-            resampling = InterpolationMode.BILINEAR if self.interpolation == "random" else self.interpolation
-            crop_and_flip = transforms.Compose(
-                [
-                    transforms.Resize(self.image_size, InterpolationMode(resampling)),
-                    transforms.RandomCrop(self.image_size, self.padding),
-                    transforms.RandomHorizontalFlip(self.hflip),
-                ]
-            )
-        return transforms.Compose([crop_and_flip, colour, finish])
+    def train_transform(self) -> Transform:
+        """From an image, uint8 `[C, H, W]`, to uint8 `[C, S, S]`; to normalized float32 where `re_prob` is above 0.
 
-    def eval_transform(self) -> Any:
-        """A timm transform from a Pillow image to float `[C, H, W]`: resized, cropped at the centre, normalized."""
-        return create_transform(
-            self.image_size,
-            is_training=False,
-            crop_pct=self.crop_pct,
-            interpolation="bilinear" if self.interpolation == "random" else self.interpolation,
-            mean=self.mean,
-            std=self.std,
-        )
+        timm's policies work on Pillow images, its random erasing on normalized floats, everything else on bytes.
+        """
+        if self.interpolation == "random":
+            crop = v2.RandomChoice([self._train_crop("bilinear"), self._train_crop("bicubic")])
+        else:
+            crop = self._train_crop(self.interpolation)
+        steps: list[Transform] = [crop, v2.RandomHorizontalFlip(self.hflip)]
+        if self.auto_augment:
+            _, policy, _ = create_transform(
+                self.image_size,
+                is_training=True,
+                color_jitter=self.color_jitter or None,
+                auto_augment=self.auto_augment,
+                interpolation=self.interpolation,
+                mean=self.mean,
+                separate=True,
+            )
+            steps += [v2.ToPILImage(), policy, v2.PILToTensor()]
+        elif self.color_jitter:
+            steps.append(v2.ColorJitter(self.color_jitter, self.color_jitter, self.color_jitter))
+        if self.re_prob:
+            normalize = v2.Normalize(self.mean, self.std)
+            steps += [v2.ToDtype(torch.float32, scale=True), normalize, RandomErasing(self.re_prob, device="cpu")]
+        return v2.Compose(steps)
+
+    def _train_crop(self, interpolation: str) -> Transform:
+        mode = InterpolationMode(interpolation)
+        if self.padding is None:
+            return v2.RandomResizedCrop(self.image_size, self.scale, self.ratio, mode)
+        return v2.Compose([v2.Resize(self.image_size, mode), v2.RandomCrop(self.image_size, self.padding)])
+
+    def eval_transform(self) -> Transform:
+        """From an image, uint8 `[C, H, W]`, to uint8 `[C, S, S]`: resized, and cropped at the centre."""
+        mode = InterpolationMode("bilinear" if self.interpolation == "random" else self.interpolation)
+        size = floor(self.image_size / (self.crop_pct or DEFAULT_CROP_PCT))
+        return v2.Compose([v2.Resize(size, mode), v2.CenterCrop(self.image_size)])
 
 
 def augment_batch(images: Tensor, padding: int, hflip: float, generator: torch.Generator | None = None) -> Tensor:
@@ -123,8 +129,16 @@ def normalize_batch(images: Tensor, mean: tuple[float, ...], std: tuple[float, .
         std: C values.
 
     Returns:
-        float32 `[B, C, H, W]`, contiguous.
+        float32 `[B, C, H, W]`, contiguous, on the device of the images.
     """
-    scale = torch.tensor(std).mul(255).reciprocal()[:, None, None]
-    shift = (torch.tensor(mean) / torch.tensor(std))[:, None, None]
+    scale, shift = _scale_and_shift(mean, std, images.device)
     return images.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).sub_(shift)
+
+
+@cache
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What bytes are multiplied by, and what is then subtracted: float32 `[C, 1, 1]`."""
+    with torch.inference_mode(False):  # kept for training, too
+        scale = torch.tensor(std).mul(255).reciprocal()
+        shift = torch.tensor(mean) / torch.tensor(std)
+    return scale[:, None, None].to(device), shift[:, None, None].to(device)

@@ -9,9 +9,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
-from design_lightning.data.augmentation import Augmentation
+from design_lightning.data.augmentation import Augmentation, normalize_batch
 from design_lightning.data.batches import (
     Batches,
     NamedBatches,
@@ -31,16 +32,19 @@ SPLITS = ("train", "val", "test")
 class ImageData(LightningDataModule, ABC):
     """Loaders for image classification; subclasses say where the images are.
 
-    Training, validation and test batches are `(images, labels)`: float32 `[B, C, H, W]`, normalized, and int64 `[B]`.
-    Prediction batches are `(images, names)`, the names a list of B paths (`val/000123` where the images are not files).
+    Training, validation and test batches are `(images, labels)`: uint8 `[B, C, H, W]` and int64 `[B]`. Prediction batches
+    are `(images, names)`, the names a list of B paths (`val/000123` where the images are not files). A Trainer that is given
+    this data module calls `on_after_batch_transfer`, so its model gets float32 images, normalized on the device they were
+    moved to; who reads a loader without a Trainer calls `normalize`.
+
     With several processes the evaluation loaders pad the last batches by samples labelled -100 (`IGNORE_LABEL`), so
     that each process has equally many; a model that masks negative labels counts every image once.
 
     Training order and augmentation follow from `seed`, the epoch that Lightning sets and the batch, whatever the number of
     workers; a run that is resumed within an epoch goes on with the next batch.
 
-    Images held in memory that need only a padded crop and a flip are augmented a batch at a time, several times faster
-    than timm's transforms, which do everything else.
+    Image files are decoded and transformed by torchvision; the policies of `auto_augment` are timm's. Images held in memory
+    that need only a padded crop and a flip are augmented a batch at a time, several times faster.
 
     Args:
         batch_size: images a batch, in each process.
@@ -54,13 +58,14 @@ class ImageData(LightningDataModule, ABC):
         color_jitter: strength of timm's random brightness, contrast and saturation; 0 for none. timm leaves it out
             where `auto_augment` is set.
         auto_augment: timm's policy string, for example `rand-m9-mstd0.5` or `augmix-m3-w3`; null for none.
-        re_prob: probability of erasing a random rectangle of a training image.
+        re_prob: probability of erasing a random rectangle of a training image. timm erases it from normalized images, so
+            above 0 the training loader yields float32.
         crop_pct: for evaluation the shorter side is resized to `image_size / crop_pct` and the centre is cropped; null
             is timm's 0.875.
         interpolation: of every resize: `bilinear`, `bicubic`, or `random` (for training only; evaluation is bilinear
             then).
         mean: subtracted from pixels in 0..1, one value a channel.
-        std: the pixels are divided by it, one value a channel.
+        std: the pixels are divided by it, one value a channel, above 0.
         val_size: carve a validation split from the training images, with the same share of each class: a number of
             images, or a fraction below 1; null uses the data set's own validation images, or its test images where it
             has no others.
@@ -110,6 +115,8 @@ class ImageData(LightningDataModule, ABC):
                 raise ValueError(
                     f"{name}={values} has {len(values)} values, where images have {self.channels} channels"
                 )
+        if min(std) <= 0:
+            raise ValueError(f"std={std} must be above 0 in every channel, because pixels are divided by it")
         if val_size is not None and (val_size <= 0 or (isinstance(val_size, float) and val_size >= 1)):
             raise ValueError(
                 f"val_size={val_size} must be a number of images (5000), a fraction between 0 and 1 (0.1), or null"
@@ -217,10 +224,10 @@ class ImageData(LightningDataModule, ABC):
             )
         augmentation = self.augmentation
         batches: Batches
-        if augmentation.trains_on_bytes and self._held_as_input(samples):
-            batches = TensorBatches(samples, self.mean, self.std, augmentation.padding, augmentation.hflip)
+        if augmentation.only_crops_and_flips and self._held_as_input(samples):
+            batches = TensorBatches(samples, augmentation.padding, augmentation.hflip)
         else:
-            batches = TransformedBatches(samples, augmentation.train_transform(), self._pillow_mode)
+            batches = TransformedBatches(samples, augmentation.train_transform(), self.channels)
         sampler = EpochSampler(batches, world, rank, self.seed)
         loader = self._loader(SeededBatches(batches, self.seed), sampler, rank, ResumableLoader, self.drop_last)
         place, self._place = self._place, None
@@ -232,6 +239,25 @@ class ImageData(LightningDataModule, ABC):
                 )
             cast(ResumableLoader, loader).start_behind(place["batches"])
         return loader
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """The images of a batch as a model takes them, on the device where they are.
+
+        Args:
+            images: uint8 `[B, C, H, W]`; floats are normalized already.
+
+        Returns:
+            float32 `[B, C, H, W]`: `(images / 255 - mean) / std`.
+        """
+        return normalize_batch(images, self.mean, self.std) if images.dtype == torch.uint8 else images
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Any, ...]:
+        """A batch of the loaders, `(images, labels)` or `(images, names)`, its images normalized, in the Trainer's precision."""
+        images, *others = batch
+        images = self.normalize(images)
+        if self.trainer is not None:
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, *others
 
     def state_dict(self) -> dict[str, Any]:
         """The place within a training epoch: how many of its batches are done."""
@@ -270,8 +296,8 @@ class ImageData(LightningDataModule, ABC):
 
     def _eval_batches(self, samples: Samples) -> Batches:
         if self.augmentation.crop_pct == 1 and self._held_as_input(samples):
-            return TensorBatches(samples, self.mean, self.std)
-        return TransformedBatches(samples, self.augmentation.eval_transform(), self._pillow_mode)
+            return TensorBatches(samples)
+        return TransformedBatches(samples, self.augmentation.eval_transform(), self.channels)
 
     def _loader(
         self,
@@ -296,10 +322,6 @@ class ImageData(LightningDataModule, ABC):
     def _held_as_input(self, samples: Samples) -> TypeGuard[TensorSamples]:
         """Whether the images are bytes in memory, of the size and channels of the input."""
         return isinstance(samples, TensorSamples) and samples.images.shape[1:] == self.input_size
-
-    @property
-    def _pillow_mode(self) -> str:
-        return "L" if self.channels == 1 else "RGB"
 
     def _processes(self) -> tuple[int, int]:
         """The number of processes, and the rank of this one."""

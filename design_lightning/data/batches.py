@@ -5,7 +5,7 @@ batch, so these go with `collate_fn=as_is`.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from design_lightning.data.augmentation import augment_batch, normalize_batch
+from design_lightning.data.augmentation import Transform, augment_batch
 from design_lightning.data.samples import Samples, TensorSamples
 from design_lightning.data.sampling import IGNORE_LABEL
 
@@ -25,7 +25,7 @@ def as_is(batch: Any) -> Any:
 
 
 class Batches(Dataset):
-    """Images of `samples`, made ready for a model by a subclass's `images`."""
+    """Images of `samples`, cropped and augmented by a subclass's `images`."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -34,7 +34,7 @@ class Batches(Dataset):
         return len(self.samples)
 
     def images(self, indices: Sequence[int]) -> Tensor:
-        """Float `[B, C, H, W]`."""
+        """uint8 `[B, C, H, W]`, or float32, normalized."""
         raise NotImplementedError
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -46,54 +46,42 @@ class Batches(Dataset):
 
 
 class TransformedBatches(Batches):
-    """Every image opened with Pillow and passed through a timm transform.
+    """Every image decoded and passed through a transform.
 
     Args:
         samples: the images.
-        transform: from a Pillow image to float `[C, H, W]`.
-        mode: the Pillow mode that the transform expects: `L` for one channel, `RGB` for three.
+        transform: from uint8 `[C, H, W]` to what is stacked.
+        channels: C, which is 1 or 3.
     """
 
-    def __init__(self, samples: Samples, transform: Callable[[Any], Tensor], mode: str) -> None:
+    def __init__(self, samples: Samples, transform: Transform, channels: int) -> None:
         super().__init__(samples)
         self.transform = transform
-        self.mode = mode
+        self.channels = channels
 
     def images(self, indices: Sequence[int]) -> Tensor:
-        """Float `[B, C, H, W]`."""
-        return torch.stack([self.transform(self.samples.image(index).convert(self.mode)) for index in indices])
+        """uint8 `[B, C, S, S]`, or float32, as the transform gives them."""
+        return torch.stack([self.transform(self.samples.pixels(index, self.channels)) for index in indices])
 
 
 class TensorBatches(Batches):
-    """Images in memory, cropped, flipped and normalized a batch at a time: no Pillow, no loop over images.
+    """Images in memory, cropped and flipped a batch at a time, without a loop over images.
 
     Args:
         samples: the images.
-        mean: a value a channel, of pixels in 0..1.
-        std: a value a channel.
         padding: of the random crop, in pixels; None neither crops nor flips.
         hflip: the probability of a flip.
     """
 
-    def __init__(
-        self,
-        samples: TensorSamples,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        padding: int | None = None,
-        hflip: float = 0.0,
-    ) -> None:
+    def __init__(self, samples: TensorSamples, padding: int | None = None, hflip: float = 0.0) -> None:
         super().__init__(samples)
         self._pixels = samples.images
-        self.mean, self.std = mean, std
         self.padding, self.hflip = padding, hflip
 
     def images(self, indices: Sequence[int]) -> Tensor:
-        """Float `[B, C, H, W]`."""
+        """uint8 `[B, C, H, W]`."""
         images = self._pixels[torch.as_tensor(indices)]
-        if self.padding is not None:
-            images = augment_batch(images, self.padding, self.hflip)
-        return normalize_batch(images, self.mean, self.std)
+        return images if self.padding is None else augment_batch(images, self.padding, self.hflip)
 
 
 class SeededBatches(Dataset):
@@ -166,7 +154,7 @@ class PaddedBatches(Dataset):
 
 
 class NamedBatches(Dataset):
-    """The same images with their names in place of their labels: `(float [B, C, H, W], list of B strings)`."""
+    """The same images with their names in place of their labels: `([B, C, H, W], list of B strings)`."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches

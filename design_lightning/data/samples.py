@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.io import decode_image
+from torchvision.transforms.functional import pil_to_tensor
 
 
 class Samples(ABC):
@@ -26,6 +28,18 @@ class Samples(ABC):
     @abstractmethod
     def image(self, index: int) -> Image.Image:
         """The image, decoded, in whatever mode it was stored."""
+
+    def pixels(self, index: int, channels: int) -> Tensor:
+        """The image as bytes.
+
+        Args:
+            index: of the sample.
+            channels: C: 1 for grey, 3 for red, green and blue.
+
+        Returns:
+            uint8 `[C, H, W]`; not to be written to.
+        """
+        return pil_to_tensor(self.image(index).convert("L" if channels == 1 else "RGB"))
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -65,6 +79,26 @@ class FileSamples(Samples):
         except OSError as error:
             raise OSError(f"cannot read the image {path}: {error}") from error
 
+    def pixels(self, index: int, channels: int) -> Tensor:
+        """The file decoded by torchvision, which gives Pillow's very pixels in less time, or by Pillow.
+
+        Pillow reads what torchvision does not (BMP, TIFF, AVIF, PNG of 16 bits, animations), what is to be grey (their
+        greys differ), and what is damaged, so that errors are those of `image`.
+
+        Raises:
+            OSError: if the file is missing or is no image; names it.
+        """
+        if channels == 3:
+            try:
+                # torchvision calls its decoders deprecated since 0.29, in favour of torchcodec's.
+                encoded = torch.from_numpy(np.fromfile(self.name(index), dtype=np.uint8))
+                decoded: Tensor = decode_image(encoded, "RGB")
+            except (OSError, RuntimeError):
+                return super().pixels(index, channels)
+            if decoded.dtype == torch.uint8 and decoded.shape[:-2] == (3,):
+                return decoded
+        return super().pixels(index, channels)
+
     def name(self, index: int) -> str:
         """The path of the file."""
         return os.path.join(self.folder, os.fsdecode(self._paths[index]))
@@ -93,6 +127,10 @@ class TensorSamples(Samples):
         pixels = self.images[index].permute(1, 2, 0).contiguous().numpy()
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
+    def pixels(self, index: int, channels: int) -> Tensor:
+        """The image itself, where it has so many channels."""
+        return self.images[index] if self.images.shape[1] == channels else super().pixels(index, channels)
+
     def name(self, index: int) -> str:
         """The name of the image."""
         return self.names[index]
@@ -117,14 +155,14 @@ def decode_into_memory(files: FileSamples, size: int) -> TensorSamples:
     Raises:
         ValueError: if an image has another size; names it.
     """
-    pixels = np.empty((len(files), size, size, 3), dtype=np.uint8)
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
     for index in range(len(files)):
-        image = files.image(index)
-        if image.size != (size, size):
+        image = files.pixels(index, 3)
+        height, width = image.shape[1:]
+        if (height, width) != (size, size):
             raise ValueError(
-                f"{files.name(index)} is {image.width}x{image.height}, where this data set has {size}x{size}: "
+                f"{files.name(index)} is {width}x{height}, where this data set has {size}x{size}: "
                 "use ImageFolder for images of other sizes"
             )
-        pixels[index] = np.asarray(image.convert("RGB"))
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+        images[index] = image
     return TensorSamples(images, files.labels, [files.name(index) for index in range(len(files))])

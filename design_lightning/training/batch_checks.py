@@ -36,3 +36,16 @@ def check_batch(images: Tensor, labels: Any, num_classes: int, where: str, train
             f"label {int(labels.max())} in the {where}, but the model has {num_classes} classes, 0 to "
             f"{num_classes - 1}; set num_classes, or look at the labels"
         )
+
+
+def check_floats(images: Tensor) -> None:
+    """Refuses the bytes of a loader that was read without its data module.
+
+    Raises:
+        ValueError: if the images are no floats; names their type.
+    """
+    if not images.is_floating_point():
+        raise ValueError(
+            f"the images are {images.dtype}, where a network takes normalized floats: give the Trainer the data module itself "
+            "(datamodule=data), which normalizes them, or read its loader with data.normalize(images)"
+        )

@@ -19,6 +19,7 @@ from design_lightning.surgery import (
     set_stage_,
 )
 from design_lightning.training.backbone import create_backbone, load_weights_
+from design_lightning.training.batch_checks import check_floats
 from design_lightning.training.bop import Bop
 from design_lightning.training.checkpoint_files import read_checkpoint
 from design_lightning.training.distillation import Distillation, Distiller
@@ -186,6 +187,7 @@ class DesignClassifier(ImageClassifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] of images [B, C, H, W]."""
+        check_floats(images)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.backbone(images)

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from design_lightning.export import open_exported
+from design_lightning.training.batch_checks import check_floats
 from design_lightning.training.image_classifier import ImageClassifier
 
 
@@ -59,4 +60,5 @@ class ExportedClassifier(ImageClassifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K] of images [B, C, H, W]."""
+        check_floats(images)
         return self._network(images.detach().float().cpu()).to(images.device)

@@ -284,6 +284,7 @@ def hold_batches(
     limit: int | None = None,
     memory: float = 2e9,
     check: Callable[[Batch], Batch] = lambda batch: batch,
+    convert: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> tuple[Iterable[Batch], bool]:
     """The first batches of a loader, in memory if they fit, so that many passes read them from the disk once.
 
@@ -292,6 +293,7 @@ def hold_batches(
         limit: how many batches; all if not given.
         memory: the bytes that they may take.
         check: what each batch goes through as it is read.
+        convert: what it goes through in every pass, such as from bytes to floats, so that bytes are held.
 
     Returns:
         The batches, and whether they are held. If not, they are read from `source` anew in every pass.
@@ -302,20 +304,20 @@ def hold_batches(
         held.append(check(batch))
         size += sum(part.numel() * part.element_size() for part in batch if isinstance(part, Tensor))
         if size > memory:
-            return _Reread(source, limit, check), False
-    return held, True
+            return _Converted(source, limit, lambda batch: convert(check(batch))), False
+    return _Converted(held, limit, convert), True
 
 
 @dataclass(frozen=True)
-class _Reread:
-    """The first batches of a loader, read anew at each iteration."""
+class _Converted:
+    """The first batches of a source, read and converted anew at each iteration."""
 
     source: Iterable[Batch]
     limit: int | None
-    check: Callable[[Batch], Batch]
+    convert: Callable[[Batch], Batch]
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self.check, islice(self.source, self.limit))
+        return map(self.convert, islice(self.source, self.limit))
 
 
 @contextmanager

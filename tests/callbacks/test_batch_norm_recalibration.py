@@ -382,3 +382,15 @@ def test_arguments_out_of_range(arguments: dict[str, Any], message: str) -> None
 def test_yaml_finds_it_by_its_bare_name(run_with_yaml: Callable[..., None]) -> None:
     options = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1")
     run_with_yaml("fit", "BatchNormRecalibration", *options, batches=2, before=["validation", "export"])
+
+
+def test_statistics_are_of_images_that_the_data_normalizes(trainer: Callable[..., Trainer]) -> None:
+    """A loader of bytes: the data module makes floats of them."""
+    data = FashionMNISTSubset(batch_size=1000)
+    module = DesignClassifier("resnet20_cifar", 10, backbone_args={"width": 0.25}, input_size=data.input_size)
+    module.backbone = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1024, 10))
+    trainer(BatchNormRecalibration(6, ["test"])).test(module, data, verbose=False)
+    (norm, *_) = module.backbone
+    train = data.normalize(data.samples("train").images)
+    torch.testing.assert_close(norm.running_mean[0], train.mean(), atol=0.1, rtol=0)
+    torch.testing.assert_close(norm.running_var[0], train.var(), atol=0.1, rtol=0)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import design_lightning as dl
 from design_lightning.callbacks import BatchNormRecalibration, BinaryWeightAveraging, ExportModel
+from design_lightning.data import FashionMNISTSubset
 from design_lightning.export import open_exported
 from design_lightning.surgery import binarize_, binary_layers, set_stage_
 from design_lightning.training import DesignClassifier
@@ -27,7 +28,7 @@ def classifier(**options: Any) -> DesignClassifier:
     torch.manual_seed(0)
     sgd: Any = lambda groups: torch.optim.SGD(groups, lr=0.1)  # noqa: E731
     defaults = {"backbone_args": WIDTH, "input_size": (3, 16, 16), "optimizer": sgd, "scheduler": None}
-    return DesignClassifier("resnet20_cifar", 2, **{**defaults, **options})
+    return DesignClassifier("resnet20_cifar", **{"num_classes": 2, **defaults, **options})
 
 
 def data() -> DataLoader[tuple[Tensor, ...]]:
@@ -288,3 +289,22 @@ def test_yaml_finds_it_by_its_bare_name(run_with_yaml: Callable[..., None], tmp_
     run_with_yaml("fit", "ExportModel", *options, path="exported/network")
     network = dl.load(tmp_path / "exported" / "network.safetensors")
     assert network(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
+
+
+def test_files_are_compared_on_images_as_the_network_gets_them(
+    trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Tensor | None] = []
+
+    def note(network: nn.Module, path: Path, formats: Any, images: Tensor | None = None, **options: Any) -> Any:
+        given.append(images)
+        return dl.export_model(network, path, formats, images, **options)
+
+    monkeypatch.setattr("design_lightning.callbacks.export_model.export_model", note)
+    data = FashionMNISTSubset(batch_size=8)
+    callback = ExportModel(path=str(tmp_path / "network"), images=12)
+    limits = {"limit_train_batches": 2, "limit_val_batches": 1}
+    trainer(callback, **limits).fit(classifier(input_size=(1, 32, 32), num_classes=10), data)
+    images = given[-1]
+    assert images is not None
+    torch.testing.assert_close(images, data.normalize(data.samples("val").images[:12]))

@@ -85,7 +85,7 @@ def test_rows_are_the_models_own_answers_in_the_order_of_the_data(
     batches = list(data.predict_dataloader())
     model.eval()
     with torch.no_grad():
-        probabilities, labels = torch.cat([model(images).softmax(-1) for images, _ in batches]).max(-1)
+        probabilities, labels = torch.cat([model(data.normalize(images)).softmax(-1) for images, _ in batches]).max(-1)
     assert [row["path"] for row in found] == [name for _, names in batches for name in names]
     assert len(found) == 1000
     assert [row["label"] for row in found] == [data.class_names[label] for label in labels]

@@ -8,9 +8,15 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 import design_lightning as dl
 from design_lightning.cli import main
+from design_lightning.commands.export import first_images
+from design_lightning.data import FashionMNISTSubset
 
 TINY = shlex.split(
     "--trainer.accelerator cpu --model.backbone resnet20_cifar --model.backbone_args '{width: 0.25}' --data.batch_size 16"
@@ -121,3 +127,24 @@ def test_a_file_for_images_of_another_size(
     with pytest.raises(SystemExit):
         main(["test", "--ckpt_path", file, "--data", "FashionMNISTSubset", "--data.image_size", "32"])
     assert "net.onnx takes images of [1, 28, 28], but those of the data are [1, 32, 32]" in capsys.readouterr().err
+
+
+def test_images_are_compared_as_a_network_gets_them() -> None:
+    data = FashionMNISTSubset(batch_size=8)
+    images, labels = first_images(data, 12)
+    assert images is not None
+    torch.testing.assert_close(images, data.normalize(data.samples("val").images[:12]))
+    assert labels is not None
+    assert labels.tolist() == data.samples("val").labels[:12].tolist()
+
+
+def test_floats_of_somebodys_own_data_stay_as_they_are() -> None:
+    given = torch.randn(12, 3, 4, 4)
+
+    class Own(LightningDataModule):
+        def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+            return DataLoader(TensorDataset(given, torch.arange(12)), batch_size=5)
+
+    images, _ = first_images(Own(), 11)
+    assert images is not None
+    assert torch.equal(images, given[:11])

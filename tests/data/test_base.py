@@ -31,6 +31,7 @@ class Recorder(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.images: dict[str, torch.Tensor] = {}
         self.epochs: list[list[int]] = []
         self.predicted: list[str] = []
 
@@ -38,15 +39,18 @@ class Recorder(pl.LightningModule):
         self.epochs.append([])
 
     def training_step(self, batch, _):
+        self.images["train"] = batch[0]
         self.epochs[-1] += batch[1].tolist()
         return self.weight * batch[0].mean()
 
     def validation_step(self, batch, _):
         assert batch[1].dtype == torch.int64
+        self.images["val"] = batch[0]
 
     test_step = validation_step
 
     def predict_step(self, batch, _):
+        self.images["predict"] = batch[0]
         self.predicted += batch[1]
 
     def configure_optimizers(self):
@@ -134,6 +138,52 @@ def test_lightning_fits_tests_and_predicts_with_it():
     assert len(model.predicted) == 1000
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("64-true", torch.float64)])
+@pytest.mark.parametrize("re_prob", [0.0, 0.5])
+def test_a_model_gets_normalized_images_in_the_precision_of_the_trainer(precision, dtype, re_prob):
+    data, model = FashionMNISTSubset(batch_size=2000, re_prob=re_prob), Recorder()
+    trainer(max_epochs=1, precision=precision).fit(model, data)
+    trainer(precision=precision).predict(model, data)
+    for images in model.images.values():
+        assert images.dtype == dtype
+        assert abs(images.mean()) < 0.3
+        assert abs(images.std() - 1) < 0.2
+    pixels = data.samples("val").images[:1000].to(dtype)
+    expected = (pixels / 255 - data.mean[0]) / data.std[0]
+    torch.testing.assert_close(model.images["val"], expected, rtol=0, atol=1e-6)
+    assert torch.equal(model.images["predict"], model.images["val"])
+
+
+def test_bytes_become_floats_once_and_floats_stay():
+    data = FashionMNISTSubset()
+    images, names = next(iter(data.predict_dataloader()))
+    assert images.dtype == torch.uint8
+    normalized, same = data.on_after_batch_transfer((images, names), 0)
+    torch.testing.assert_close(normalized, (images / 255 - data.mean[0]) / data.std[0])
+    assert same is names
+    assert data.normalize(normalized) is normalized
+
+
+def test_what_was_normalized_in_inference_mode_first_can_be_trained_on():
+    data = FashionMNISTSubset()
+    images = data.samples("train").images[:4]
+    with torch.inference_mode():
+        data.normalize(images)
+    weight = torch.ones(4, 1, 32, 32, requires_grad=True)
+    (weight * data.normalize(images)).sum().backward()
+    torch.testing.assert_close(weight.grad, data.normalize(images))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_images_are_normalized_on_the_gpu():
+    data = FashionMNISTSubset()
+    images = data.samples("train").images[:64]
+    there = data.normalize(images.cuda())
+    assert there.is_cuda
+    torch.testing.assert_close(there.cpu(), data.normalize(images))
+
+
 def test_a_run_is_the_same_again_with_the_same_seed_and_only_then():
     first, again, other = (next(iter(FashionMNISTSubset(seed=seed).train_dataloader())) for seed in (5, 5, 6))
     assert torch.equal(first[0], again[0])
@@ -153,7 +203,7 @@ def test_several_processes_share_the_training_images_and_pad_the_evaluation(monk
     assert sorted(index for order in orders for index in order) == list(range(6000))
 
 
-def test_timm_takes_over_where_a_crop_and_a_flip_are_not_enough():
+def test_images_are_transformed_one_by_one_where_a_crop_and_a_flip_are_not_enough():
     assert isinstance(FashionMNISTSubset().train_dataloader().dataset.batches, TensorBatches)
     rand_augment = FashionMNISTSubset(auto_augment="rand-m9-mstd0.5", batch_size=4)
     assert isinstance(rand_augment.train_dataloader().dataset.batches, TransformedBatches)
@@ -184,6 +234,7 @@ def test_a_split_that_does_not_exist_is_refused():
         ({"val_size": -0.5}, "val_size=-0.5"),
         ({"mean": (0.5,)}, "mean=.* has 1 values, where images have 3 channels"),
         ({"std": (0.5, 0.5)}, "std=.* has 2 values"),
+        ({"std": (0.5, 0.0, 0.5)}, r"std=\(0.5, 0.0, 0.5\) must be above 0"),
     ],
 )
 def test_an_argument_out_of_range_is_named(options, message):

@@ -40,8 +40,9 @@ def test_without_a_validation_size_the_test_images_validate(cifar10):
     assert cifar10.samples("val") is cifar10.samples("test")
     assert len(cifar10.samples("val")) == 30
     images, labels = next(iter(cifar10.val_dataloader()))
+    assert images[7, :, 0, 0].tolist() == [255, 7, 7]
     expected = (torch.tensor([255.0, 7.0, 7.0]) / 255 - torch.tensor(cifar10.mean)) / torch.tensor(cifar10.std)
-    torch.testing.assert_close(images[7, :, 0, 0], expected)
+    torch.testing.assert_close(cifar10.normalize(images)[7, :, 0, 0], expected)
     assert labels.tolist() == list(range(10))
 
 

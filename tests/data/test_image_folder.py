@@ -23,12 +23,12 @@ def test_what_a_model_needs_to_know_is_there_before_any_image_is_opened(make_tre
     assert len(data.mean) == len(data.std) == 3
 
 
-def test_batches_are_float_images_and_int64_labels(make_tree):
+def test_batches_are_bytes_and_int64_labels(make_tree):
     data = folder(make_tree(TREE))
     data.setup("fit")
     (images, labels), *rest = list(data.train_dataloader())
     assert images.shape == (4, 3, 24, 24)
-    assert images.dtype == torch.float32
+    assert images.dtype == torch.uint8
     assert labels.shape == (4,)
     assert labels.dtype == torch.int64
     assert len(rest) == 1, "the incomplete third batch is left out"
@@ -48,6 +48,22 @@ def test_training_with_workers_is_reproducible_by_the_seed(make_tree):
     first, again, other = (list(folder(root, num_workers=1, seed=seed).train_dataloader()) for seed in (3, 3, 4))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a[0], b[0]) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"interpolation": "random"},
+        {"padding": 4, "color_jitter": 0.0},
+        {"auto_augment": "rand-m9-mstd0.5", "re_prob": 0.5},
+    ],
+)
+def test_workers_augment_as_the_main_process_does_whatever_else_draws(make_tree, options):
+    root = make_tree(TREE)
+    here = list(folder(root, **options).train_dataloader())
+    torch.manual_seed(99)
+    there = list(folder(root, num_workers=2, **options).train_dataloader())
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(here, there, strict=True))
 
 
 def test_epochs_differ_in_order_and_can_be_repeated(make_tree):

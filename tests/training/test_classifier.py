@@ -291,6 +291,12 @@ def test_binary_parts_train_in_mixed_precision(tmp_path: Path) -> None:
     assert torch.isfinite(run.callback_metrics["train/loss"])
 
 
+def test_bytes_of_a_loader_without_its_data_module_are_refused(tmp_path: Path) -> None:
+    data = FashionMNISTSubset(batch_size=4)
+    with pytest.raises(ValueError, match=r"torch\.uint8.*datamodule=data.*data\.normalize"):
+        trainer(tmp_path).test(DesignClassifier(**NARROW), data.test_dataloader(), verbose=False)
+
+
 DDP = """
 import json, sys, lightning, torch
 from design_lightning.data import FashionMNISTSubset
@@ -298,12 +304,13 @@ from design_lightning.training import DesignClassifier
 torch.set_num_threads(1)
 devices, batch_size, val_size = map(int, sys.argv[1:])
 data = FashionMNISTSubset(batch_size=batch_size, val_size=val_size)
+data.test_dataloader = data.val_dataloader
 model = DesignClassifier.load_from_checkpoint("trained.ckpt", weights_only=True)
 trainer = lightning.Trainer(accelerator="cpu", strategy="ddp" if devices > 1 else "auto", devices=devices, logger=False,
     enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False)
 assert trainer.world_size == devices
 result = trainer.validate(model, data, verbose=False)[0]
-trainer.test(model, data.val_dataloader(), verbose=False)
+trainer.test(model, data, verbose=False)
 if trainer.is_global_zero:
     print("RESULT" + json.dumps([result, model.test_confusion.tolist()]))
 """

@@ -317,6 +317,23 @@ def test_batches_that_fit_are_read_once(batches: Batches) -> None:
     assert (loader.reads, len(checked)) == (2, 2)
 
 
+@pytest.mark.parametrize("memory", [2e9, 1], ids=["held", "reread"])
+def test_batches_are_held_as_bytes_and_converted_in_every_pass(memory: float) -> None:
+    images = torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8)
+    loader = Loader([(images, torch.tensor([0, 1]))])
+    checked: list[torch.dtype] = []
+
+    def check(batch: Any) -> Any:
+        checked.append(batch[0].dtype)
+        return batch
+
+    given, _ = hold_batches(loader, memory=memory, check=check, convert=lambda batch: (batch[0] / 255, batch[1]))
+    for _ in range(2):
+        ((converted, _),) = given
+        assert torch.equal(converted, images / 255)
+    assert set(checked) == {torch.uint8}
+
+
 def test_batches_that_do_not_fit_are_read_in_every_pass(batches: Batches) -> None:
     loader = Loader(batches)
     given, held = hold_batches(loader, limit=2, memory=1)
