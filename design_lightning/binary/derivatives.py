@@ -35,8 +35,8 @@ def largest_error(estimator: Estimator) -> float:
 
 
 def encode(u: Tensor, estimator: Estimator, code: Code) -> Tensor:
-    """What is kept of the derivative at u."""
-    derivative = estimator.derivative(u)
+    """What is kept of the derivative at u, which may be overwritten."""
+    derivative = estimator.derivative_(u)
     if code == "float":
         return derivative
     if code == "mask":

@@ -30,23 +30,37 @@ def signs_and_derivative(
     if not goes_in_pieces(x):
         y = sign(x, threshold)
         return y, encode(distance(x, threshold), estimator, code), bits_of(y) if with_bits else None
-    y = torch.empty_like(x)
-    axis = packing_axis(x.shape)
+    y, axis, kept = torch.empty_like(x), packing_axis(x.shape), None
     bits = torch.empty(packed_shape(x.shape, axis, 8), dtype=torch.uint8) if with_bits else None
-    kept = None
     one_for_all = threshold.dim() < x.dim() or threshold.shape[0] == 1
+    # Two pieces of memory, which stay in the cache from the first part of the batch to the last.
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    first = x[next(pieces(x))]
+    distances, indicators = (torch.empty_like(first, dtype=dtype) for _ in range(2))
     for rows in pieces(x):
         piece, its_threshold = x[rows], threshold if one_for_all else threshold[rows]
-        above = indicator(torch.ge, piece.float(), its_threshold)
-        y[rows] = above.mul(2).sub_(1)
+        u = torch.sub(piece, its_threshold, out=distances[: len(piece)])
+        if dtype == torch.float64:  # the sign compares in float32
+            above = torch.ge(piece.float(), its_threshold, out=indicators[: len(piece)])
+        else:
+            above = torch.ge(u, 0, out=indicators[: len(piece)])
+        _write_signs(above, y[rows])
         if bits is not None:
             pack_bits(above, axis, out=bits[rows])
-        part = encode(distance(piece, its_threshold), estimator, code)
+        part = encode(u, estimator, code)
         if kept is None:
             kept = part.new_empty(x.shape[0], *part.shape[1:])
         kept[rows] = part
     assert kept is not None
     return y, kept, bits
+
+
+def _write_signs(above: Tensor, out: Tensor) -> None:
+    """1 and 0 as +1 and -1."""
+    if out.dtype == above.dtype:
+        torch.add(_MINUS_ONE.to(above.dtype), above, alpha=2, out=out)
+    else:
+        out.copy_(above.mul(2).sub_(1))
 
 
 def bits_of(signs: Tensor) -> Tensor:
@@ -71,7 +85,7 @@ def signs_of(bits: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_la
         return signs.contiguous(memory_format=memory_format)
     signs = torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format)
     for rows in pieces(signs):
-        signs[rows] = unpack_bits(bits[rows], axis, shape[axis]).to(dtype).mul_(2).sub_(1)
+        _write_signs(unpack_bits(bits[rows], axis, shape[axis]).to(dtype), signs[rows])
     return signs
 
 
@@ -84,10 +98,10 @@ def through_derivative(gradient: Tensor, kept: Tensor, step: Tensor, estimator: 
     flow = None
     for rows in pieces(gradient):
         part = gradient[rows]
-        product = part * decode(kept[rows], step, estimator, code, part.shape, part.dtype)
+        derivative = decode(kept[rows], step, estimator, code, part.shape, part.dtype)
         if flow is None:
-            flow = torch.empty_like(gradient, dtype=product.dtype)
-        flow[rows] = product
+            flow = torch.empty_like(gradient, dtype=torch.promote_types(part.dtype, derivative.dtype))
+        torch.mul(part, derivative, out=flow[rows])
     assert flow is not None
     return flow
 
@@ -140,6 +154,8 @@ def goes_in_pieces(x: Tensor) -> bool:
     """Whether work on x is done piece by piece."""
     return is_eager_on_cpu(x) and x.dim() > 1 and x.numel() > PIECE
 
+
+_MINUS_ONE = torch.tensor(-1.0)
 
 PIECE = 1 << 20
 """Elements: 4 MB of float32. Smaller pieces are a little faster on an idle machine, and far slower on a busy one."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from design_lightning._names import class_by_name
 from design_lightning.binary._float32 import Float32State
-from design_lightning.binary._indicator import indicator
+from design_lightning.binary._indicator import indicator, is_eager_on_cpu
 
 
 class Estimator(nn.Module):
@@ -23,6 +23,10 @@ class Estimator(nn.Module):
     def derivative(self, u: Tensor) -> Tensor:
         """What stands for d sign(u) / du, elementwise; of the shape and type of `u`."""
         raise NotImplementedError(f"{type(self).__name__} lacks `derivative`")
+
+    def derivative_(self, u: Tensor) -> Tensor:
+        """The derivative, which may take the memory of `u`."""
+        return self.derivative(u)
 
     def derivative_range(self) -> tuple[float, float | Tensor] | None:
         """The least and the greatest derivative, if they are known: then 4 bits can hold one. The least is 0 or below."""
@@ -66,6 +70,12 @@ class STE(Estimator):
 
     def derivative(self, u: Tensor) -> Tensor:  # noqa: D102
         return indicator(torch.le, u.detach().abs(), self.clip)
+
+    def derivative_(self, u: Tensor) -> Tensor:  # noqa: D102
+        if type(self).derivative is not STE.derivative:  # a subclass with a formula of its own
+            return self.derivative(u)
+        size = u.detach().abs_()
+        return torch.le(size, self.clip, out=size) if is_eager_on_cpu(size) else indicator(torch.le, size, self.clip)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"clip={self.clip:g}"
