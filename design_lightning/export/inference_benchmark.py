@@ -197,7 +197,7 @@ def _result(
     subject: Subject, threads: int, times: Mapping[str, Sequence[float]], references: Sequence[str]
 ) -> InferenceResult:
     own = times[subject.name]
-    low, median, high = statistics.quantiles(own, n=4) if len(own) > 1 else (own[0], own[0], own[0])
+    low, median, high = statistics.quantiles(own, n=4, method="inclusive") if len(own) > 1 else (own[0], own[0], own[0])
     return InferenceResult(
         subject.name,
         threads,

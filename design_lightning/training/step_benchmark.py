@@ -225,7 +225,7 @@ class _Subject:
         forward, backward, optimizer = (statistics.median(part) for part in zip(*self.times, strict=True))
         steps, others = [sum(parts) for parts in self.times], [sum(parts) for parts in first.times]
         step = statistics.median(steps)
-        low, _, high = statistics.quantiles(steps, n=4) if len(steps) > 1 else (step, step, step)
+        low, _, high = statistics.quantiles(steps, n=4, method="inclusive") if len(steps) > 1 else (step, step, step)
         return StepResult(
             *(self.variant, self.mode, forward, backward, optimizer, step, high - low),
             ratio=statistics.median(ours / theirs for ours, theirs in zip(steps, others, strict=True)),
