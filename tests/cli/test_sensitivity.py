@@ -17,6 +17,7 @@ TINY = shlex.split(
     "--trainer.accelerator cpu --model.backbone resnet20_cifar --model.backbone_args '{width: 0.25}' --data.batch_size 16"
 )
 MEASURE = ["sensitivity", "--config", "quickstart", *TINY, "--limit", "2"]
+QUICK = [*MEASURE, "--recalibrate", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -83,13 +84,14 @@ def test_json_alone_is_on_standard_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main([*MEASURE, "--json"])
+    main([*QUICK, "--json"])
     output, error = capsys.readouterr()
     assert json.loads(output)["images"] == 32
     assert "no --ckpt_path given, so the network has random weights" in error
     assert Path("runs/quickstart/sensitivity/sensitivity.png").is_file()
 
 
+@pytest.mark.slow
 def test_recalibrates_batch_norm_on_training_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,9 +106,9 @@ def test_images_that_do_not_fit_are_said_to_be_read_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main([*MEASURE, "--json"])
+    main([*QUICK, "--json"])
     held = json.loads(capsys.readouterr().out)
-    main([*MEASURE, "--json", "--memory", "1e-6"])
+    main([*QUICK, "--json", "--memory", "1e-6"])
     output, error = capsys.readouterr()
     assert "each pass reads them anew: --memory allows more, --limit takes fewer" in error
     assert json.loads(output) == held
@@ -116,7 +118,7 @@ def test_overrides_of_the_configuration_are_in_the_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main([*MEASURE, "--keep", "1", "--model.binary.overrides", "{layer1.*: {weight: sign}}"])
+    main([*QUICK, "--keep", "1", "--model.binary.overrides", "{layer1.*: {weight: sign}}"])
     block = yaml.safe_load(Path("runs/quickstart/sensitivity/overrides.yaml").read_text())["overrides"]
     assert next(iter(block.items())) == ("layer1.*", {"weight": "sign"})
     assert len(block) <= 2
