@@ -78,7 +78,8 @@ class ExportModel(Callback):
             network = copy.deepcopy(network)
             set_stage_(network, "both")  # as it has to be at the end
         with TemporaryDirectory() as folder:
-            self._write(network, pl_module, Path(folder) / "model", images=None, runs=0)
+            # In float32, for what rounding does to a network that is not trained says nothing.
+            self._write(network, pl_module, Path(folder) / "model", None, torch.float32, runs=0)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # the Trainer sets it in a connector
@@ -98,20 +99,27 @@ class ExportModel(Callback):
         with nullcontext() if checkpoint is None else _weights_of(checkpoint, trainer, pl_module):
             network = network_of(pl_module)
             about_module(pl_module, checkpoint).describe_(network)
-            exports = self._write(network, pl_module, path, _validation_images(trainer, self.images), runs=20)
+            images = _validation_images(trainer, self.images)
+            exports = self._write(network, pl_module, path, images, self.dtype, runs=20)
         if self.formats != ("safetensors",):
             print(exports)
         for each in exports.files:
             print(f"written: {each.path} ({best or 'final weights'})")
 
     def _write(
-        self, network: nn.Module, module: LightningModule, path: Path, images: Tensor | None, runs: int
+        self,
+        network: nn.Module,
+        module: LightningModule,
+        path: Path,
+        images: Tensor | None,
+        dtype: torch.dtype,
+        runs: int,
     ) -> Exports:
         """Writes every format."""
         arguments = dict(module.hparams).get("backbone_args") or {}
         if images is None and (record := surgery_record(network)) is not None and record.input_shape is not None:
             images = random_images(record.input_shape[1:], 2 if runs == 0 else 16)
-        return export_model(network, path, self.formats, images, model_args=arguments, dtype=self.dtype, runs=runs)
+        return export_model(network, path, self.formats, images, model_args=arguments, dtype=dtype, runs=runs)
 
 
 def _validation_images(trainer: Trainer, count: int) -> Tensor | None:

@@ -19,7 +19,6 @@ BY_ELEMENT = (
     *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.SELU, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardsigmoid),
     *(nn.GELU, nn.SiLU, nn.Hardswish, nn.PReLU, nn.Dropout, nn.Dropout2d),
     *(ChannelPReLU, RPReLU),
-    *(ChannelPReLU, RPReLU),
 )
 """Modules that map each value by itself, the same for a whole channel. Whether they are monotone is found out by their values."""
 

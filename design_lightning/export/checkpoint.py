@@ -147,9 +147,9 @@ def _read_safetensors(path: Path, trust: bool) -> nn.Module:
     if text is None:
         raise ValueError(f"{str(path)!r} holds no binarized network: its metadata has no {_KEY!r}; dl.save writes it")
     try:
-        metadata = Metadata.from_text(text, trust)
         if header.get(SEAL) != seal_of_tensors(tensors, text):
             raise ValueError("it was edited or damaged since it was written: its SHA-256 is another one")
+        metadata = Metadata.from_text(text, trust)
         about = About.from_dict(metadata.about)
         if metadata.packed is not None:
             tensors = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}

@@ -72,10 +72,12 @@ class Conversion:
     Args:
         layers: one row a binary layer.
         difference: the largest of the outputs on the example, relative to the largest output, with the same bits.
+        is_repeated: whether the network was folded before, so that nothing was done now; `layers` says what was done then.
     """
 
     layers: tuple[ConvertedLayer, ...]
     difference: float
+    is_repeated: bool = False
 
     def table(self) -> Table:
         """For a terminal."""
@@ -87,7 +89,8 @@ class Conversion:
     def __str__(self) -> str:
         counts = {kind: sum(row.output == kind for row in self.layers) for kind in ("thresholds", "affine", "scaled")}
         parts = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        return f"{len(self.layers)} binary layers: {parts}; outputs differ by {self.difference:.1e}"
+        before = ", converted already" if self.is_repeated else ""
+        return f"{len(self.layers)} binary layers{before}: {parts}; outputs differ by {self.difference:.1e}"
 
 
 @torch.no_grad()
@@ -98,6 +101,7 @@ def convert_(model: nn.Module, example_input: Tensor | Sequence[int] | None = No
     give; affines round differently in the last digits, by which a value within 1e-5 of its threshold may change sides. Every bit
     and the outputs are compared on the example, each layer fed with the same bits, and a failure leaves the model as it was.
     A converted network is in eval mode, cannot be trained, and exports as any other; save it as a packed checkpoint before.
+    Converted once more it stays as it is. Folding is in float32: call `model.float()` on a network of another type first.
 
     Args:
         model: what `binarize_` made, in stage `both`.
@@ -109,8 +113,14 @@ def convert_(model: nn.Module, example_input: Tensor | Sequence[int] | None = No
         What became of each layer.
 
     Raises:
-        ValueError: if there is no binary layer, one is in another stage, no size of input is known, or something changed.
+        ValueError: if there is no binary layer, one is in another stage, no size of input is known, a parameter is not float32,
+            or something changed.
     """
+    if FOLDED in model.__dict__:
+        model.eval()
+        return Conversion(model.__dict__[FOLDED], 0.0, is_repeated=True)
+    if fold:
+        _refuse_other_types(model)
     x = _example(model, example_input)
     packed = copy.deepcopy(model).eval().requires_grad_(False)
     if not packed_layers(packed):
@@ -121,9 +131,19 @@ def convert_(model: nn.Module, example_input: Tensor | Sequence[int] | None = No
     for name in ("_modules", "_parameters", "_buffers"):
         setattr(model, name, getattr(twin, name))
     if fold:
-        model.__dict__[FOLDED] = True
+        model.__dict__[FOLDED] = rows
     model.eval()
     return Conversion(rows, difference)
+
+
+def _refuse_other_types(model: nn.Module) -> None:
+    """Sums are whole numbers up to thousands, which bfloat16 and float16 round: bits would not stay what they were."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise ValueError(
+                f"{name!r} is {parameter.dtype}, but scales and batch norm are folded in float32; call model.float() first, or "
+                "pass fold=False"
+            )
 
 
 def _example(model: nn.Module, given: Tensor | Sequence[int] | None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from design_lightning._names import did_you_mean
+from design_lightning._names import did_you_mean, in_a_line
 from design_lightning.export.checkpoint import load, save
 from design_lightning.export.graph import Graph, cut, make_graph, require
 from design_lightning.export.quantization import binary_names, check_one_bit, quantize_onnx, quantize_openvino
@@ -20,7 +20,15 @@ from design_lightning.export.report import Exported, Exports
 from design_lightning.export.runtime import Run, onnx_session, open_exported, openvino_session
 from design_lightning.export.to_onnx import to_onnx
 from design_lightning.export.to_openvino import OpenVinoForm, to_openvino, write_openvino
-from design_lightning.export.verification import Agreement, agreement_of, random_images, verify
+from design_lightning.export.verification import (
+    Agreement,
+    agreement_of,
+    judge_narrowed,
+    judged,
+    outputs_and_ties,
+    random_images,
+    verify,
+)
 from design_lightning.surgery import surgery_record
 
 
@@ -30,6 +38,7 @@ class Request:
 
     Args:
         model: the trained network.
+        network: a copy of it, float32, on the CPU, in eval mode.
         model_args: of `timm.create_model`.
         dtype: of the floats of a packed file.
         images: to compare with.
@@ -38,6 +47,7 @@ class Request:
     """
 
     model: nn.Module
+    network: nn.Module
     model_args: Mapping[str, Any] | None
     dtype: torch.dtype
     images: Tensor
@@ -83,6 +93,7 @@ def export_model(
     """Writes a binarized network as files, each of which is read back and compared with it before it is kept.
 
     The comparison is layer by layer, each fed with PyTorch's inputs, and end to end; see `verify`. The network stays as it is.
+    Nothing is written before every format agrees.
 
         safetensors    that of `dl.save`: latent weights and all, to train on
         packed         `.packed.safetensors`: one bit a binary weight; `dl.load` reads it, docs/format.md describes it
@@ -91,13 +102,17 @@ def export_model(
         onnx_int8      `.int8.onnx`: as `onnx`, with int8 for the float layers
         openvino_int8  `.int8.xml` and `.int8.bin`: as `openvino`, with int8 for the float layers
 
+    With a narrower dtype of a packed file rounding must leave 95% of the bits of each
+    layer and the class of 90% of the images as they were, each layer fed with the same bits; see `judge_narrowed`. What it costs
+    end to end is reported.
+
     The ranges of int8 are found with the images, so give some that the network is for. What int8 costs is reported, not judged:
     the outputs alone are compared.
 
     Args:
         model: what `binarize_` made, in stage `both`.
         path: of the files, to which each format adds its suffix.
-        formats: names of formats.
+        formats: names of formats; each is written once.
         images: [N, C, H, W], normalised, to compare with; 16 of noise if not given.
         input_shape: [C, H, W] of the engines' input; that of the images, or of the surgery's probe, if not given.
         model_args: what `timm.create_model` got, for `safetensors` and `packed`.
@@ -110,19 +125,28 @@ def export_model(
         What was written.
 
     Raises:
-        ValueError: if a format is unknown, the network cannot be exported, or no size of input is known.
-        DisagreementError: a `ValueError`, if a file computes something else. Nothing of that format is written.
+        ValueError: if a format is unknown, the network cannot be exported or does not take the images, no size of input is known,
+            or another argument is out of range.
+        OSError: if no files can be at that path, for a folder is there, or a file in place of their folder.
+        DisagreementError: a `ValueError`, if a file computes something else. Nothing is written.
         ImportError: if a format's package is missing; says what to install.
     """
     if isinstance(formats, str) or not formats:
         raise ValueError(f"formats is {formats!r}; give a list of names, some of {', '.join(FORMATS)}")
+    formats = tuple(dict.fromkeys(formats))
     for name in formats:
         check_format(name)
+    if runs < 0:
+        raise ValueError(f"runs is {runs}; give how often each file is run to time it, or 0 for no timing")
+    targets = _targets(Path(path), formats)
     if images is not None and not images.isfinite().all():
         raise ValueError("images hold NaN or infinity, with which no outputs can be compared")
     shape = _input_shape(model, images, input_shape)
-    what = "16 images of noise" if images is None else f"{len(images)} images"
+    what = "16 images of noise" if images is None else "1 image" if len(images) == 1 else f"{len(images)} images"
     images = random_images(shape, 16) if images is None else images.detach().float().cpu()
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise ValueError(f"labels must be [N], one for each of the {len(images)} images, not {list(labels.shape)}")
+    network = _checked_copy(model, images)
     made: list[Graph] = []
 
     def graph() -> Graph:
@@ -131,11 +155,17 @@ def export_model(
             made.append(make_graph(model, shape))
         return made[0]
 
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise ValueError(f"labels must be [N], one for each of the {len(images)} images, not {list(labels.shape)}")
-    request = Request(model, model_args, dtype, images, labels, graph)
-    files = tuple(_export(name, Path(path), request, runs, report) for name in formats)
-    accuracy = None if labels is None else _accuracy(copy.deepcopy(model).float().cpu().eval(), images, labels)
+    request = Request(model, network, model_args, dtype, images, labels, graph)
+    accuracy = None if labels is None else _accuracy(network, images, labels)
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{Path(path).name}.") as aside:
+        files = tuple(_export(name, target, Path(aside), request, runs, report) for name, target in targets.items())
+        names = {target.name for target in targets.values()}
+        for file in sorted(
+            Path(aside).iterdir(), key=lambda file: file.name in names
+        ):  # what is opened by name comes last
+            file.replace(folder / file.name)
     return Exports(files, what, accuracy)
 
 
@@ -146,22 +176,63 @@ def check_format(name: str) -> None:
     require(*FORMATS[name].packages, what=f"export format {name!r}")
 
 
-def _export(name: str, path: Path, request: Request, runs: int, report: Callable[[str], None]) -> Exported:
-    """Writes aside, compares, and puts the files in their place."""
-    each = FORMATS[name]
-    target = path if path.name.endswith(each.suffix) else path.with_name(path.name + each.suffix)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        aside = Path(folder) / target.name
-        report(f"writing and comparing {name}")
-        written = each.write(request, aside)
-        milliseconds = _time(aside, request.images[:1], runs) if runs else None
-        labels = request.labels
-        accuracy = None if labels is None else _accuracy(open_exported(aside), request.images, labels)
-        files = sorted(Path(folder).iterdir(), key=lambda file: file == aside)  # what is opened by name comes last
-        size = sum(file.stat().st_size for file in files)
-        for file in files:
-            file.replace(target.with_name(file.name))
+def _targets(path: Path, formats: Sequence[str]) -> dict[str, Path]:
+    """The file of each format; refuses a path at which they cannot be."""
+    if not path.name:
+        raise ValueError(
+            f"path is {str(path)!r}; give the name of the files behind their folder, such as {str(path / 'model')!r}"
+        )
+    for folder in path.parents:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(
+                f"{str(folder)!r} is a file, so {str(path)!r} cannot be below it; give another path"
+            )
+    targets: dict[str, Path] = {}
+    for name in formats:
+        suffix = FORMATS[name].suffix
+        target = path if path.name.endswith(suffix) else path.with_name(path.name + suffix)
+        if target in targets.values():
+            raise ValueError(f"several of {', '.join(formats)} would be {str(target)!r}; give a path without a suffix")
+        for file in (target, *((target.with_suffix(".bin"),) if target.suffix == ".xml" else ())):
+            if file.is_dir():
+                raise IsADirectoryError(f"{str(file)!r} is a folder, where {name} is to be written; give another path")
+        targets[name] = target
+    return targets
+
+
+@torch.no_grad()
+def _checked_copy(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy, float32, on the CPU, in eval mode, that takes the images and gives one tensor."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(f"{type(model).__name__} is on meta and has no values; load weights before you export it")
+    network = copy.deepcopy(model).float().cpu().eval()
+    try:
+        outputs = network(images[:1])
+    except Exception as error:  # whatever a forward may raise
+        raise ValueError(
+            f"{type(model).__name__} does not take images of {list(images.shape[1:])}: {in_a_line(error)}; give images, or "
+            "input_shape=(C, H, W), of the size that it was made for"
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"{type(model).__name__} cannot be exported: its outputs are a {type(outputs).__name__}; a file gives one tensor, "
+            "such as logits"
+        )
+    return network
+
+
+def _export(
+    name: str, target: Path, folder: Path, request: Request, runs: int, report: Callable[[str], None]
+) -> Exported:
+    """Writes into a folder aside, and compares."""
+    before = set(folder.iterdir())
+    aside = folder / target.name
+    report(f"writing and comparing {name}")
+    written = FORMATS[name].write(request, aside)
+    milliseconds = _time(aside, request.images[:1], runs) if runs else None
+    labels = request.labels
+    accuracy = None if labels is None else _accuracy(open_exported(aside), request.images, labels)
+    size = sum(file.stat().st_size for file in set(folder.iterdir()) - before)
     return Exported(name, target, size, written.agreement, written.one_bit, milliseconds, accuracy, written.stay_float)
 
 
@@ -210,23 +281,25 @@ def _time(path: Path, image: Tensor, runs: int) -> float:
 
 def _write_latent(request: Request, path: Path) -> Written:
     save(request.model, path, request.model_args)
-    return _compare_loaded(request, path)
+    return _compare_loaded(request, path, torch.float32)
 
 
 def _write_packed(request: Request, path: Path) -> Written:
     save(request.model, path, request.model_args, packed=True, dtype=request.dtype)
-    return _compare_loaded(request, path)
+    return _compare_loaded(request, path, request.dtype)
 
 
 @torch.no_grad()
-def _compare_loaded(request: Request, path: Path) -> Written:
-    """The outputs of a file of ours beside the model's; that it rebuilds the very network was compared when it was saved."""
-
-    def outputs(network: nn.Module) -> Tensor:
-        return torch.cat([network(image) for image in request.images.split(1)])
-
-    ours = copy.deepcopy(request.model).float().cpu().eval()
-    return Written(agreement_of(outputs(ours), outputs(load(path).float())), 0.0, {})
+def _compare_loaded(request: Request, path: Path, dtype: torch.dtype) -> Written:
+    """The outputs of a file of ours, whose floats are of a type, beside the model's."""
+    loaded = load(path).float()
+    theirs = torch.cat([loaded(image) for image in request.images.split(1)])
+    ours, has_tie = outputs_and_ties(request.network, request.images)
+    agreement = agreement_of(ours, theirs, has_tie)
+    if dtype == torch.float32:
+        return Written(judged(agreement), 0.0, {})
+    judge_narrowed(request.network, loaded, request.images)
+    return Written(agreement, 0.0, {})
 
 
 @torch.no_grad()

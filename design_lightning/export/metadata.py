@@ -34,7 +34,7 @@ from design_lightning.surgery.packing import pack_layers_, packed_layers
 FORMAT_VERSION = 2
 _WEIGHT_SOURCES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 FOLDED = "_folded"
-"""The attribute that `convert_` leaves on a model whose batch norms it folded."""
+"""The attribute of a model whose batch norms `convert_` folded: what became of each layer."""
 _CLASS_FIELDS = ("activation", "estimator", "weight")
 
 
@@ -117,7 +117,7 @@ class Metadata:
         Raises:
             ValueError: if the text is another one, of another format, names no network of timm, or a class that is not trusted.
         """
-        stored = json.loads(text)
+        stored = read_json(text)
         if not isinstance(stored, dict):
             raise ValueError(f"the metadata must be an object, not {stored!r}")
         version = stored.get("format_version")
@@ -173,6 +173,18 @@ _TYPES = {
     "packed": dict | None,
     "about": dict,
 }
+
+
+def read_json(text: str) -> Any:
+    """A JSON text of a file.
+
+    Raises:
+        ValueError: if it is none, or nested so deeply that Python does not read it.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its metadata is nested too deeply for any that dl.save writes") from error
 
 
 def refuse_foreign_classes(binary: Mapping[str, Any]) -> None:

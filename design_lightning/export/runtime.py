@@ -1,6 +1,5 @@
 """Exported files as networks that run: `open_exported(path)`, whatever the format."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from design_lightning._names import in_a_line
 from design_lightning.export.about import About
 from design_lightning.export.checkpoint import load
 from design_lightning.export.graph import DOMAIN, require
-from design_lightning.export.metadata import FORMAT_VERSION
+from design_lightning.export.metadata import FORMAT_VERSION, read_json
 from design_lightning.export.seal import onnx_matches_seal, openvino_matches_seal
 from design_lightning.export.to_openvino import settings
 from design_lightning.surgery import surgery_record
@@ -128,9 +127,13 @@ def _open_onnx(path: Path, threads: int | None) -> ExportedNetwork:
         raise ValueError(f"{str(path)!r} is not readable as ONNX, cut off perhaps: {in_a_line(error)}") from error
     prefix = f"{DOMAIN}."
     facts = {e.key.removeprefix(prefix): e.value for e in proto.metadata_props if e.key.startswith(prefix)}
-    about, shape = _read_facts(path, facts)
+    if not proto.ByteSize():
+        raise ValueError(f"{str(path)!r} is empty: it was cut off")
+    if "format_version" not in facts:
+        raise ValueError(_of_others(path))
     if not onnx_matches_seal(proto):
         raise ValueError(_edited(path))
+    about, shape = _read_facts(path, facts)
     run = onnx_session(str(path), threads)
     return ExportedNetwork(
         path, "ONNX Runtime", lambda x: torch.from_numpy(run({"input": x.numpy()})["output"]), about, shape
@@ -141,14 +144,14 @@ def _open_openvino(path: Path, threads: int | None) -> ExportedNetwork:
     require("openvino")
     import openvino as ov
 
+    text = path.read_bytes()
+    if _IN_XML not in text:
+        is_whole = b"<net" in text and text.rstrip().endswith(b"</net>")
+        raise ValueError(
+            _of_others(path) if is_whole else f"{str(path)!r} is not readable as OpenVINO IR, cut off perhaps"
+        )
     if not path.with_suffix(".bin").is_file():
         raise FileNotFoundError(f"{str(path)!r} lacks its weights: {path.with_suffix('.bin').name} must lie beside it")
-    if _IN_XML not in path.read_bytes():
-        try:
-            ov.Core().read_model(path)
-        except RuntimeError as error:
-            raise ValueError(f"{str(path)!r} is not readable as OpenVINO IR, cut off perhaps") from error
-        raise ValueError(_of_others(path))
     if not openvino_matches_seal(path):  # before it is read, for what the engine says of a damaged file helps nobody
         raise ValueError(_edited(path))
     model = ov.Core().read_model(path)
@@ -164,10 +167,8 @@ def _open_openvino(path: Path, threads: int | None) -> ExportedNetwork:
 
 def _read_facts(path: Path, facts: Mapping[str, str]) -> tuple[About, tuple[int, ...]]:
     """What an engine's file says of its network."""
-    if "format_version" not in facts:
-        raise ValueError(_of_others(path))
     try:
-        stored = {name: json.loads(value) for name, value in facts.items() if name != "sha256"}
+        stored = {name: read_json(value) for name, value in facts.items() if name != "sha256"}
     except ValueError as error:
         raise ValueError(_edited(path)) from error
     version = stored["format_version"]

@@ -4,14 +4,16 @@ Engines add in other orders than PyTorch, so that a value close to its threshold
 called a tie, and is the only reason for which a bit may differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from design_lightning.binary.activations import BinaryActivation
 from design_lightning.binary.products import Convolution, Product
 from design_lightning.export.conversion import TIE
 from design_lightning.export.graph import Graph
@@ -21,6 +23,10 @@ TOLERANCE = 1e-4
 """By how much real values may differ, as a share of the largest of their tensor."""
 TOP1 = 0.99
 """The share of images whose class must be the same, ties or not."""
+NARROW_BITS = 0.05
+"""By narrower floats, the share of a layer's bits that may change, where the layers before it give the same bits."""
+NARROW_TOP1 = 0.9
+"""By narrower floats, the share of images whose class must be the same, where all binary layers are fed with the same bits."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +73,109 @@ def verify(graph: Graph, run_cut: Run, run: Run, images: Tensor, batch: int, lay
     Raises:
         DisagreementError: with the first layer, or the outputs.
     """
-    ties, differing = 0, 0
-    for start in range(0, min(layer_images, len(images)), batch):
-        part = images[start : start + batch]
-        if len(part) == batch:
-            more = _compare_layers(graph, run_cut, part)
-            ties, differing = ties + more[0], differing + more[1]
+    layers, ties, differing = 0, 0, 0
+    for part in images[:layer_images].split(batch):
+        layers, *more = _compare_layers(graph, run_cut, part, batch)
+        ties, differing = ties + more[0], differing + more[1]
     ours, has_tie = _outputs(graph, images)
     theirs = torch.cat([_run_padded(run, part, batch) for part in images.split(batch)])
-    agreement = agreement_of(ours, theirs, has_tie, len(graph.nodes), ties, differing)
+    return judged(agreement_of(ours, theirs, has_tie, layers, ties, differing))
+
+
+def judged(agreement: Agreement) -> Agreement:
+    """The same, if it is close enough for float32.
+
+    Raises:
+        DisagreementError: if the outputs differ without ties, or the class of more than one image in 100.
+    """
     if agreement.difference is not None and not agreement.difference <= TOLERANCE:
         raise DisagreementError(
             f"its outputs differ by {agreement.difference:.2g} of their size for an image without ties; {TOLERANCE:g} is allowed"
         )
     if not agreement.top1 >= TOP1:
         raise DisagreementError(
-            f"its class differs for {round((1 - agreement.top1) * len(images))} of {len(images)} images, "
+            f"its class differs for {round((1 - agreement.top1) * agreement.images)} of {agreement.images} images, "
             f"{agreement.images_with_ties} of which have values within {TIE:g} of their threshold; it must be the same for "
             f"{TOP1:.0%}"
         )
     return agreement
+
+
+@torch.no_grad()
+def outputs_and_ties(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The outputs of a network, one image at a time, and whether an image has a tie."""
+    has_tie = torch.zeros(len(images), dtype=torch.bool)
+    outputs = []
+    for index, image in enumerate(images.split(1)):
+
+        def look(name: str, x: Tensor, threshold: Tensor, bits: Tensor, index: int = index) -> None:
+            has_tie[index] |= ((x - threshold).abs() < TIE).any()
+
+        with _watched(model, look):
+            outputs.append(model(image))
+    return torch.cat(outputs), has_tie
+
+
+@torch.no_grad()
+def judge_narrowed(model: nn.Module, narrowed: nn.Module, images: Tensor) -> None:
+    """Compares a network with one whose floats were rounded to a narrower type, each layer fed with the same bits.
+
+    A bit that rounding changes changes more bits behind it, in any type; so what rounding does is judged layer by layer.
+
+    Raises:
+        DisagreementError: if in a layer more than one bit in 20 changes, or for more than one image in 10 the class.
+    """
+    changed: dict[str, int] = {}
+    total: dict[str, int] = {}
+    same = 0
+    for image in images.split(1):
+        recorded: dict[str, list[Tensor]] = {}
+
+        def record(
+            name: str, x: Tensor, threshold: Tensor, bits: Tensor, to: dict[str, list[Tensor]] = recorded
+        ) -> None:
+            to.setdefault(name, []).append(bits)
+
+        def feed(
+            name: str, x: Tensor, threshold: Tensor, bits: Tensor, given: dict[str, list[Tensor]] = recorded
+        ) -> Tensor:
+            expected = given[name].pop(0)
+            changed[name] = changed.get(name, 0) + int((bits != expected).sum())
+            total[name] = total.get(name, 0) + bits.numel()
+            return expected
+
+        with _watched(model, record):
+            ours = model(image)
+        with _watched(narrowed, feed):
+            theirs = narrowed(image)
+        same += int((ours.argmax(1) == theirs.argmax(1)).all())
+    for name, count in changed.items():
+        if count > NARROW_BITS * total[name]:
+            raise DisagreementError(
+                f"rounding its floats changes {count} of {total[name]} bits of {name!r}; {NARROW_BITS:.0%} may; "
+                "export it with dtype float32"
+            )
+    if same < NARROW_TOP1 * len(images):
+        raise DisagreementError(
+            f"rounding its floats changes the class of {len(images) - same} of {len(images)} images, with the same bits in every "
+            f"layer; it must be the same for {NARROW_TOP1:.0%}; export it with dtype float32"
+        )
+
+
+@contextmanager
+def _watched(model: nn.Module, look: Callable[[str, Tensor, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+    """Inside, each binary activation tells its name, input, threshold and bits, and passes on what it gets in return."""
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, BinaryActivation) and module.gives_bits:
+
+                def hook(
+                    called: nn.Module, inputs: tuple[Tensor, ...], bits: Tensor, name: str = name
+                ) -> Tensor | None:
+                    return look(name, inputs[0], cast(BinaryActivation, called).threshold(inputs[0]), bits)
+
+                stack.callback(module.register_forward_hook(hook).remove)
+        yield
 
 
 def agreement_of(
@@ -115,8 +204,13 @@ def agreement_of(
     )
 
 
-def _compare_layers(graph: Graph, run: Run, images: Tensor) -> tuple[int, int]:
-    """Feeds each layer with PyTorch's input; gives how many ties there are, and how many sums differed within their reach."""
+def _compare_layers(graph: Graph, run: Run, images: Tensor, batch: int) -> tuple[int, int, int]:
+    """Feeds each layer with PyTorch's input, of at most a batch of images.
+
+    Gives how many layers were compared, how many ties there are, and how many sums differed within their reach.
+    """
+    count = len(images)
+    images = _filled(images, batch)
     recorded, outputs = _record(graph, images)
     given = {f"{node.key}.given": recorded[node.key].numpy() for node in graph.nodes}
     results = run({"input": images.numpy(), **given})
@@ -137,10 +231,11 @@ def _compare_layers(graph: Graph, run: Run, images: Tensor) -> tuple[int, int]:
                 f"{int(wrong.sum())} of {wrong.numel()} sums of the binary layer {node.key!r} differ, by up to "
                 f"{difference[wrong].max():g}, though no value within their reach is within {TIE:g} of its threshold"
             )
-        all_ties += int(ties.sum())
-        all_differing += int((difference > 0).sum())
+        rows = len(x) * count // batch  # without those that fill the batch
+        all_ties += int(ties[:rows].sum())
+        all_differing += int((difference[:rows] > 0).sum())
     _compare_reals("its output", torch.from_numpy(results["output"]), outputs)
-    return all_ties, all_differing
+    return len(given), all_ties, all_differing
 
 
 def _without_border(product: Product) -> Product:
@@ -196,9 +291,14 @@ def _outputs(graph: Graph, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def _run_padded(run: Run, images: Tensor, batch: int) -> Tensor:
     """The engine's outputs for at most a batch of images."""
+    filled = np.ascontiguousarray(_filled(images, batch).numpy())
+    return torch.from_numpy(run({"input": filled})["output"])[: len(images)]
+
+
+def _filled(images: Tensor, batch: int) -> Tensor:
+    """A whole batch: the last image stands for those that lack."""
     missing = batch - len(images)
-    filled = torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]) if missing else images
-    return torch.from_numpy(run({"input": np.ascontiguousarray(filled.numpy())})["output"])[: len(images)]
+    return torch.cat([images, images[-1:].expand(missing, *images.shape[1:])]) if missing else images
 
 
 def random_images(shape: Sequence[int], count: int) -> Tensor:

@@ -30,9 +30,10 @@ def read_checkpoint(path: str, option: str, weights_only: bool = True) -> dict[s
     try:
         stored = torch.load(path, map_location="cpu", weights_only=weights_only)
     except Exception as error:  # whatever a file may raise that is none
-        reason = (str(error).splitlines() or [""])[0]
+        # Not in torch's words, which advise to unpickle it.
+        others = ", or holds other things than tensors and plain values" if weights_only else ""
         raise ValueError(
-            f"{option} {path!r} is no checkpoint of an earlier run: {type(error).__name__}: {reason}"
+            f"{option} {path!r} is no checkpoint of an earlier run: it is cut off, of another origin{others}"
         ) from error
     if not isinstance(stored, dict) or "state_dict" not in stored:
         raise ValueError(f"{option} {path!r} is no checkpoint of an earlier run: it has no state_dict")

@@ -154,7 +154,20 @@ def test_a_network_of_timm_by_its_probe_and_then_no_checkpoint(tmp_path: Any) ->
     assert {row.output for row in conversion.layers} == {"thresholds", "affine"}
     with pytest.raises(ValueError, match="convert_ folded batch norms of the ResNet, so its name no longer rebuilds"):
         dl.save(model, tmp_path / "model.safetensors")
-    assert {row.output for row in dl.convert_(model).layers} == {"scaled"}  # nothing is left to fold
+    again = dl.convert_(model)
+    assert again.layers == conversion.layers
+    assert "binary layers, converted already: " in str(again)
+    assert "converted already" not in str(conversion)
+
+
+def test_other_types_are_refused_where_batch_norm_is_folded() -> None:
+    model = binarized(Chain()).bfloat16()
+    with pytest.raises(
+        ValueError, match=r"'stem.weight' is torch.bfloat16, .* call model.float\(\) first, or pass fold"
+    ):
+        dl.convert_(model, IMAGES.bfloat16())
+    dl.convert_(copy.deepcopy(model), IMAGES.bfloat16(), fold=False)
+    assert {row.output for row in dl.convert_(model.float(), IMAGES).layers} == {"thresholds", "affine"}
 
 
 def test_a_failure_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import design_lightning as dl
 from design_lightning.binary import BinaryActivation
 from design_lightning.export import DisagreementError, Exports, export_model, open_exported, to_onnx, to_openvino
 from design_lightning.export.graph import make_graph
-from design_lightning.export.seal import EMPTY_SEAL, seal_openvino
+from design_lightning.export.seal import EMPTY_SEAL, seal_onnx, seal_openvino
 from design_lightning.surgery import binary_layers
 from design_lightning.training.batch_norm import recalibrate_batch_norm_
 
@@ -293,6 +293,114 @@ def test_outputs_that_differ_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.iterdir())
 
 
+def test_one_image_is_compared_layer_by_layer(tmp_path: Path) -> None:
+    exports = export_model(small(), tmp_path / "model", ["onnx", "onnx"], images(27, 1), runs=0)
+    (exported,) = exports.files
+    assert exported.agreement.layers == 3
+    assert exported.agreement.images == 1
+    assert "on 1 image " in str(exports)
+
+
+def test_one_image_finds_a_wrong_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packbits = np.packbits
+    monkeypatch.setattr(to_onnx.np, "packbits", lambda bits, bitorder: packbits(bits, bitorder="big"))
+    with pytest.raises(DisagreementError, match=r"sums of the binary layer 'conv1' differ, by up to"):
+        export_model(small(), tmp_path / "model", ["onnx"], images(27, 1), runs=0)
+
+
+def test_a_format_that_disagrees_leaves_the_others_unwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def disagree(form: Any, path: Path) -> None:
+        path.with_suffix(".bin").touch()
+        raise DisagreementError("no")
+
+    monkeypatch.setattr("design_lightning.export.formats.write_openvino", disagree)
+    with pytest.raises(DisagreementError, match="no"):
+        export(small(), tmp_path, "onnx", "openvino", size=27)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["packed", "safetensors"])
+def test_a_file_of_ours_that_disagrees_is_not_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path) -> nn.Module:
+        model = dl.load(path)
+        model.get_submodule("fc").bias.data[0] += 1000  # type: ignore[operator, union-attr]
+        return model
+
+    monkeypatch.setattr("design_lightning.export.formats.load", load)
+    with pytest.raises(DisagreementError, match=r"its outputs differ by|its class differs"):
+        export(network("resnet20_cifar", width=0.25), tmp_path, name, width=0.25)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_floats_that_lose_the_classes_are_not_written(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = network("resnet20_cifar", width=0.25)
+    arguments: dict[str, Any] = {"model_args": {"width": 0.25}, "dtype": dtype, "runs": 0}
+    (sound,) = export_model(model, tmp_path / "sound", ["packed"], images(count=16), **arguments).files
+    assert sound.agreement.difference != 0  # rounding costs something, which is reported
+    model.fc.weight.data *= 1e-6  # type: ignore[operator, union-attr]
+    model.fc.bias.data = 1 - torch.arange(7) * 5e-5  # type: ignore[union-attr]
+    with pytest.raises(
+        DisagreementError, match=r"changes the class of \d+ of 16 images, .* export it with dtype float32"
+    ):
+        export_model(model, tmp_path / "broken", ["packed"], images(count=16), **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["sound.packed.safetensors"]
+
+
+def test_narrow_floats_that_move_values_across_thresholds_are_not_written(tmp_path: Path) -> None:
+    model = network("test_resnet", 64)
+    norm = model.get_submodule("layer1.0.bn1")
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    assert isinstance(norm.bias, Tensor)
+    weight.data *= 1e-3
+    norm.bias.data.fill_(0.5015)  # which is 0.5 in bfloat16
+    kernel = binary_layers(model)["layer1.0.conv2"].activation.levels  # type: ignore[union-attr]
+    kernel.fill_(0.5)
+    with pytest.raises(DisagreementError, match=r"changes \d+ of \d+ bits of 'layer1.0.conv2.activation'; 5% may"):
+        export_model(model, tmp_path / "m", ["packed"], images(64), dtype=torch.bfloat16, runs=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ties_are_counted_in_packed_files(tmp_path: Path) -> None:
+    model = network("resnet20_cifar", width=0.25)
+    x = images()
+    has_tie = torch.zeros(len(x), dtype=torch.bool)
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        distance = (inputs[0] - layer.activation.threshold(inputs[0])).abs()  # type: ignore[operator, union-attr]
+        has_tie.logical_or_((distance < 1e-5).flatten(1).any(1))
+
+    handles = [layer.register_forward_pre_hook(look) for layer in binary_layers(model).values()]
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    exports = export(model, tmp_path, "packed", "safetensors", width=0.25)
+    assert has_tie.any()
+    assert [each.agreement.images_with_ties for each in exports.files] == [int(has_tie.sum())] * 2
+
+
+def test_paths_and_arguments_that_cannot_be(tmp_path: Path) -> None:
+    model = network("resnet20_cifar", width=0.25)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"file' is a file, so .* give another path"):
+        export_model(model, tmp_path / "file" / "model", ["onnx"], images())
+    (tmp_path / "model.bin").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"model.bin' is a folder, where openvino is to be written"):
+        export_model(model, tmp_path / "model", ["openvino"], images())
+    with pytest.raises(ValueError, match="runs is -1; give how often"):
+        export_model(model, tmp_path / "model", ["onnx"], images(), runs=-1)
+    with pytest.raises(ValueError, match=r"does not take images of \[1, 32, 32\]: .*; give images, or input_shape"):
+        export_model(model, tmp_path / "model", ["onnx"], images(channels=1))
+    with pytest.raises(ValueError, match=r"several of safetensors, packed would be .*; give a path without a suffix"):
+        export_model(model, tmp_path / "m.packed.safetensors", ["safetensors", "packed"], images())
+    with pytest.raises(ValueError, match="give the name of the files behind their folder"):
+        export_model(model, ".", ["onnx"], images())
+
+
 def test_what_cannot_be_exported() -> None:
     model = network("resnet20_cifar")
     dl.set_stage_(model, "activations")
@@ -332,7 +440,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("change", "message"),
     [
         (lambda content: content[: len(content) // 2], "cut off perhaps"),
-        (lambda content: b"", "cut off perhaps|of another origin"),
+        (lambda content: b"", "cut off"),
         (lambda content: b"PK\x03\x04" + content, "cut off perhaps|edited or damaged"),
     ],
     ids=["cut", "empty", "foreign"],
@@ -374,6 +482,7 @@ def test_files_of_a_newer_format_and_of_another_origin(exported: Path, name: str
         proto = onnx.load(exported / name)
         (entry,) = (entry for entry in proto.metadata_props if entry.key.endswith("format_version"))
         entry.value = "3"
+        seal_onnx(proto)
         onnx.save(proto, path)
     else:
         text = re.sub('(?<=<sha256 value=")[0-9a-f]+', EMPTY_SEAL, (exported / name).read_text())
@@ -396,6 +505,9 @@ def test_what_is_no_file_of_ours(exported: Path, tmp_path: Path) -> None:
         open_exported(tmp_path / "gone.onnx")
     (tmp_path / "model.xml").write_bytes((exported / "model.xml").read_bytes())
     with pytest.raises(FileNotFoundError, match=r"lacks its weights: model\.bin must lie beside it"):
+        open_exported(tmp_path / "model.xml")
+    (tmp_path / "model.xml").write_text('<?xml version="1.0"?>\n<net name="x" version="11"><layers/></net>\n')
+    with pytest.raises(ValueError, match=r"model.xml' is of another origin"):
         open_exported(tmp_path / "model.xml")
     (tmp_path / "model.pt").touch()
     with pytest.raises(ValueError, match=r"its suffix must be one of \.onnx, \.xml"):

@@ -122,6 +122,17 @@ def test_text_that_is_no_json(tmp_path: Path) -> None:
         dl.load(tmp_path / "a.safetensors")
 
 
+def test_text_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    text = "[" * 200_000
+    tensors = {"x": torch.zeros(1)}
+    for seal in ("0" * 64, seal_of_tensors(tensors, text)):
+        header = {"design_lightning": text, "design_lightning.sha256": seal}
+        safetensors.torch.save_file(tensors, tmp_path / "a.safetensors", header)
+        with pytest.raises(ValueError, match=r"edited or damaged|nested too deeply") as error:
+            dl.load(tmp_path / "a.safetensors")
+        assert len(str(error.value)) < 300
+
+
 @pytest.mark.parametrize(
     "binary",
     [
@@ -174,6 +185,11 @@ def test_other_checkpoints(tmp_path: Path) -> None:
     path.write_bytes(b"no checkpoint")
     with pytest.raises(ValueError, match=r"run.ckpt' is no checkpoint of an earlier run"):
         dl.load(path)
+    torch.save({"state_dict": torch.nn.Linear(1, 1)}, path)
+    with pytest.raises(ValueError, match=r"other things than tensors and plain values$") as error:
+        dl.load(path)
+    assert "weights_only" not in str(error.value)
+    assert "\x1b" not in str(error.value)
     torch.save({"weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match="it has no state_dict"):
         dl.load(path)
