@@ -22,6 +22,8 @@ for needed in ("design_lightning.callbacks", "design_lightning.configs", "design
     assert needed in names, f"the wheel lacks {needed}"
 configs = importlib.resources.files("design_lightning.configs")
 assert configs.joinpath("quickstart.yaml").is_file(), "the wheel lacks configs/quickstart.yaml"
+script = importlib.resources.files("design_lightning.scripts") / "slurm" / "train.sbatch"
+assert script.is_file(), "the wheel lacks scripts/slurm/train.sbatch"
 data = importlib.resources.files("design_lightning.data") / "fashion_mnist_subset"
 assert data.joinpath("LICENSE").is_file(), "the wheel lacks the data set's licence"
 print(f"the wheel holds {len(names)} modules, all of which import")

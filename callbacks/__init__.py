@@ -11,6 +11,7 @@ from design_lightning.callbacks.export_model import ExportModel
 from design_lightning.callbacks.kernel_annealing import KernelAnnealing
 from design_lightning.callbacks.latent_weight_clipping import LatentWeightClipping
 from design_lightning.callbacks.prediction_writer import PredictionWriter
+from design_lightning.callbacks.preemption_checkpoint import PreemptionCheckpoint
 from design_lightning.callbacks.random_states import RandomStates
 from design_lightning.callbacks.sign_flip_monitor import SignFlipMonitor
 from design_lightning.callbacks.throughput import Throughput
@@ -28,6 +29,7 @@ __all__ = [
     "KernelAnnealing",
     "LatentWeightClipping",
     "PredictionWriter",
+    "PreemptionCheckpoint",
     "RandomStates",
     "SignFlipMonitor",
     "Throughput",

@@ -23,6 +23,8 @@ class RandomStates(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """One state for each process; within a training step the one before it, since a resume repeats that step."""
+        if self._to_set is not None:
+            return self._to_set  # a checkpoint between a resume and its first batch
         own = _states() if self._before_batch is None else self._before_batch
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             gathered: list[Any] = [None] * torch.distributed.get_world_size()

@@ -16,6 +16,7 @@ from design_lightning._names import did_you_mean
 
 COMMANDS = {
     "fit": ("train a network", "design_lightning.commands.lightning"),
+    "submit": ("hand a training to a SLURM cluster", "design_lightning.commands.submit"),
     "validate": ("measure a checkpoint on the validation images", "design_lightning.commands.lightning"),
     "test": ("measure a checkpoint on the test images, class by class", "design_lightning.commands.lightning"),
     "predict": ("write a CSV of path, label and probability for images", "design_lightning.commands.lightning"),

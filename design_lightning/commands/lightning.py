@@ -14,12 +14,14 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from design_lightning.cli import DEBUG, fail
 from design_lightning.commands.recipes import find_config
-from design_lightning.training import DesignTrainer
-from design_lightning.training.checkpoint_files import is_exported, read_checkpoint
+from design_lightning.training import AtomicCheckpointIO, DesignTrainer
+from design_lightning.training.checkpoint_files import PREEMPTED, is_exported, read_checkpoint
 
 LINKED = ("num_classes", "input_size", "class_names", "mean", "std")
 """What the model is told of the data."""
@@ -120,6 +122,7 @@ class DesignCLI(LightningCLI):
             BinarySummary,
             ConfusionMatrixReport,
             PredictionWriter,
+            PreemptionCheckpoint,
             RandomStates,
             Throughput,
             ThroughputProgressBar,
@@ -138,7 +141,20 @@ class DesignCLI(LightningCLI):
         missing = [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in given)]
         if config.get("enable_model_summary") is None:
             config["enable_model_summary"] = False  # BinarySummary says more
-        return super()._instantiate_trainer(config, [*callbacks, *missing])
+        if (
+            self.subcommand == "fit"
+            and SLURMEnvironment.detect()
+            and not any(isinstance(callback, PreemptionCheckpoint) for callback in given)
+        ):
+            missing.append(PreemptionCheckpoint())
+        # PreemptionCheckpoint has to be the first.
+        config["callbacks"] = sorted(
+            [*given, *missing], key=lambda callback: not isinstance(callback, PreemptionCheckpoint)
+        )
+        trainer = super()._instantiate_trainer(config, [])
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
 
     def before_validate(self) -> None:
         """Says so where random weights would be measured."""
@@ -154,10 +170,17 @@ class DesignCLI(LightningCLI):
     before_test = before_predict = before_validate
 
     def fit(self, **arguments: Any) -> None:
-        """Trains, and says how a run that was stopped goes on."""
+        """Trains, and says how a run that was stopped goes on. A requeued job goes on from where it was."""
+        saved = Path(self.trainer.default_root_dir) / PREEMPTED
+        if SLURMEnvironment.detect() and saved.is_file() and arguments.get("ckpt_path"):
+            arguments["ckpt_path"] = "hpc"
         try:
             self.trainer.fit(**arguments)
         except (SIGTERMException, SystemExit):
+            if SLURMEnvironment.detect():
+                signal.signal(
+                    signal.SIGTERM, signal.SIG_IGN
+                )  # of SLURM, when another process has ended: keep this one's code
             if self.trainer.is_global_zero:
                 print(_how_to_go_on(self.trainer), file=sys.stderr)
             raise
@@ -279,6 +302,7 @@ def _hush(command: str) -> None:
         ".*does not have many workers.*",
         ".*treespec, LeafSpec.*",
         ".*overridden `on_before_batch_transfer` in `LightningModule`.*",
+        *([".*`srun` command is available.*"] if command != "fit" else []),
     ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
@@ -314,6 +338,9 @@ def _resolved(name: str, value: Any) -> Any:
 def _how_to_go_on(trainer: Trainer) -> str:
     checkpoint = trainer.checkpoint_callback
     path = getattr(checkpoint, "last_model_path", "") or getattr(checkpoint, "best_model_path", "")
+    preempted = Path(trainer.default_root_dir) / PREEMPTED
+    if preempted.is_file():
+        path = str(preempted)
     stopped = f"stopped at step {trainer.global_step}"
     if not path:
         return f"{stopped}, before a checkpoint of this run was saved"

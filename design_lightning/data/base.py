@@ -24,7 +24,13 @@ from design_lightning.data.batches import (
 )
 from design_lightning.data.folders import unlabelled_images
 from design_lightning.data.samples import Samples, TensorSamples
-from design_lightning.data.sampling import EpochSampler, PaddedEvalSampler, ResumableLoader, stratified_split
+from design_lightning.data.sampling import (
+    EpochSampler,
+    PaddedEvalSampler,
+    ResumableLoader,
+    leave_sigterm_to_parent,
+    stratified_split,
+)
 
 SPLITS = ("train", "val", "test")
 
@@ -312,6 +318,7 @@ class ImageData(LightningDataModule, ABC):
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
+            worker_init_fn=leave_sigterm_to_parent,
             collate_fn=as_is,
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,

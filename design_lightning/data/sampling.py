@@ -1,5 +1,6 @@
 """Which samples go where and when: splits, the order of an epoch and its place in it, each sample once over all processes."""
 
+import signal
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any, cast
 
@@ -76,6 +77,16 @@ class ResumableLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to load."""
+
+
+def leave_sigterm_to_parent(worker: int) -> None:
+    """For a loader's worker: has it outlive a SIGTERM that its process outlives.
+
+    SLURM sends SIGTERM to all processes of a job, and a worker that dies ends the run before it is saved. Where a process has a
+    handler, as within `fit`, it ends its workers itself.
+    """
+    if callable(signal.getsignal(signal.SIGTERM)):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def stratified_split(

@@ -7,6 +7,7 @@ from design_lightning._lazy import lazy_attributes
 if TYPE_CHECKING:
     from design_lightning.training.batch_norm import recalibrate_batch_norm_
     from design_lightning.training.bop import Bop
+    from design_lightning.training.checkpoint_io import AtomicCheckpointIO
     from design_lightning.training.classifier import DesignClassifier
     from design_lightning.training.distillation import Distillation
     from design_lightning.training.exported import ExportedClassifier
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from design_lightning.training.trainer import DesignTrainer
 
 __all__ = [
+    "AtomicCheckpointIO",
     "Bop",
     "CosineDecay",
     "DesignClassifier",
@@ -40,6 +42,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_attributes(
     __name__,
     {
+        "AtomicCheckpointIO": ".checkpoint_io",
         "Bop": ".bop",
         "DesignClassifier": ".classifier",
         "Distillation": ".distillation",

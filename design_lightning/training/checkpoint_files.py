@@ -7,6 +7,9 @@ import torch
 
 EXPORTED = (".onnx", ".xml", ".safetensors")
 
+PREEMPTED = "hpc_ckpt_1.ckpt"
+"""What `PreemptionCheckpoint` writes in `default_root_dir`, where Lightning looks for it: on SLURM, or with `ckpt_path="hpc"`."""
+
 
 def is_exported(path: str | None) -> bool:
     """Whether a path is one of an exported file, and not of Lightning's checkpoints."""

@@ -17,7 +17,7 @@ from design_lightning.commands.recipes import Recipe
 from design_lightning.training.teacher import is_file
 
 FOLDER = Path(__file__).parents[2] / "configs"
-OVERLAYS = sorted((FOLDER / "overlays").glob("*.yaml"))
+OVERLAYS = sorted([*(FOLDER / "overlays").glob("*.yaml"), *(FOLDER / "cluster").glob("*.yaml")])
 FILES = sorted(file for file in FOLDER.rglob("*.yaml") if file not in OVERLAYS)
 NAMES = [file.relative_to(FOLDER).with_suffix("").as_posix() for file in FILES]
 TRAINING_IMAGES = {
@@ -100,7 +100,7 @@ def few_validated(file: Path) -> list[str]:
 
 def test_there_are_recipes_and_overlays() -> None:
     assert len(FILES) >= 19
-    assert len(OVERLAYS) >= 4
+    assert len(OVERLAYS) >= 6
 
 
 @each_recipe

@@ -1,0 +1,63 @@
+"""`AtomicCheckpointIO`: a checkpoint is written whole or not at all, whatever kills the process or fills the disk."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+PARTIAL = ".partial_checkpoint"
+"""What a file is called while it is written. Not after its checkpoint: Lightning takes for one what has `hpc_ckpt_` in its name."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, has the disk confirm it, and renames it: the one before it stands until then.
+
+    Lightning's own is written to the folder for temporary files and then moved, which across file systems is a copy: what kills
+    it leaves half a checkpoint in place of the last one. Paths of other systems than this machine's (`s3://...`) are left to
+    Lightning.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Writes a checkpoint.
+
+        Raises:
+            OSError: if it cannot be written; the earlier file of that name is as it was.
+        """
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(PARTIAL)
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(place)
+            _sync_folder(place.parent)
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+            partial.unlink(missing_ok=True)
+            before = "the one before it is as it was" if place.exists() else "there was none before it"
+            reason = _write_error(error)
+            if reason is None:
+                raise
+            raise OSError(f"the checkpoint {place} cannot be written ({reason}); {before}") from None
+
+
+def _write_error(error: BaseException | None) -> OSError | None:
+    """The error of the operating system among an error and what led to it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Has the disk confirm a rename."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

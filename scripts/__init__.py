@@ -1,0 +1,1 @@
+"""Scripts to copy and edit; imported as package data, `design_lightning.scripts`."""
