@@ -24,7 +24,10 @@ TOLERANCE = 1e-4
 TOP1 = 0.99
 """The share of images whose class must be the same, ties or not."""
 NARROW_BITS = 0.05
-"""By narrower floats, the share of a layer's bits that may change, where the layers before it give the same bits."""
+"""By narrower floats, the share of a layer's bits that may change, where the layers before it give the same bits.
+
+Of five untrained networks, bfloat16 changed 1.1% at most, and 10% of the classes; float16 0.14%, and no class.
+"""
 NARROW_TOP1 = 0.9
 """By narrower floats, the share of images whose class must be the same, where all binary layers are fed with the same bits."""
 
