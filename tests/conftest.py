@@ -1,5 +1,8 @@
 """What all tests share: one thread a worker, and small real data."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +12,18 @@ import torch
 from PIL import Image
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test with the mark `own_process` in one: torch refuses to fork where other tests have used autograd's threads."""
+    if pyfuncitem.get_closest_marker("own_process") is None or os.environ.get("OWN_PROCESS") == "1":
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "0", "-m", "own_process", pyfuncitem.nodeid]
+    environment = os.environ | {"OWN_PROCESS": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    result = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    return True
 
 
 @pytest.fixture(autouse=True, scope="session")

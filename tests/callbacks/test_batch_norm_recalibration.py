@@ -212,6 +212,7 @@ def test_an_epochs_own_order_is_read_and_the_sampler_keeps_its_place(trainer: Ca
         torch.testing.assert_close(statistics(module), expected(module, images))
 
 
+@pytest.mark.own_process
 def test_two_processes_have_the_statistics_of_both_shares(
     trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,7 @@ def test_accumulation_and_compilation_make_no_difference(trainer: Callable[..., 
     assert_same(tensors(dl.load(tmp_path / "network.safetensors")), tensors(model.backbone))
 
 
+@pytest.mark.own_process
 def test_two_processes_write_one_file(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     class Alone(ExportModel):
         """Notes which process writes after training."""

@@ -143,6 +143,7 @@ def test_a_checkpoint_between_a_step_and_its_clipping_goes_on_as_if_nothing_had_
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.own_process
 def test_two_processes_have_the_same_clipped_weights(
     accumulate: int, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:

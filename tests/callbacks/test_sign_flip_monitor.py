@@ -226,6 +226,7 @@ def _bits(state: dict[str, Any], name: str) -> Any:
     return np.unpackbits(state["signs"][name].numpy()).astype(bool)[: int(np.prod(shape))].reshape(shape)
 
 
+@pytest.mark.own_process
 def test_two_processes_log_once_and_stay_the_same(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     monitor = SignFlipMonitor(every_n_steps=1)
 

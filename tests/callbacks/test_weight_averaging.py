@@ -324,6 +324,7 @@ def test_clipped_weights_have_an_average_within_the_bound(trainer: Callable[...,
     assert all(float(layer.weight.detach().abs().max()) <= 0.05 * (1 + 1e-6) for layer in binary_layers(model).values())
 
 
+@pytest.mark.own_process
 def test_two_processes_have_the_same_average(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     class Keep(Callback):
         def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
