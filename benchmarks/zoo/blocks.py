@@ -137,10 +137,14 @@ class _Streamed:
 
 
 def _blocks(name: str, module: nn.Module, called: set[str]) -> Iterator[tuple[str, nn.Module]]:
-    """The largest parts of up to `LARGE_BLOCK` parameters that the model calls, or that have no parts."""
+    """The largest parts that the model calls, of up to `LARGE_BLOCK` parameters or without parts of their own.
+
+    What a part holds that is not called (its methods or weights are used without a forward) is none; its numbers stay.
+    """
     children = list(module.named_children())
-    whole = name in called and name and sum(p.numel() for p in module.parameters()) <= LARGE_BLOCK
-    if whole or not children or isinstance(module, dl.BinaryConv2d | dl.BinaryLinear | nn.MultiheadAttention):
+    is_small = not children or sum(p.numel() for p in module.parameters()) <= LARGE_BLOCK
+    called_whole = name and name in called and is_small
+    if called_whole or isinstance(module, dl.BinaryConv2d | dl.BinaryLinear | nn.MultiheadAttention):
         yield name, module
         return
     for child_name, child in children:
