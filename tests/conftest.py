@@ -15,14 +15,17 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Runs a test with the mark `own_process` in one: torch refuses to fork where other tests have used autograd's threads."""
+    """Runs a test with the mark `own_process` in one.
+
+    torch refuses to fork where other tests have used autograd's threads, and a signal that nobody handles ends the process.
+    """
     if pyfuncitem.get_closest_marker("own_process") is None or os.environ.get("OWN_PROCESS") == "1":
         return None
     command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "0", "-m", "own_process", pyfuncitem.nodeid]
     environment = os.environ | {"OWN_PROCESS": "1"}
     environment.pop("PYTEST_XDIST_WORKER", None)
     result = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    assert result.returncode == 0, f"ended with {result.returncode}\n" + result.stdout[-6000:] + result.stderr[-2000:]
     return True
 
 

@@ -195,6 +195,7 @@ SLURM = {
 }
 
 
+@pytest.mark.own_process
 def test_a_requeued_job_goes_on_from_its_own_checkpoint_whatever_it_started_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
