@@ -15,7 +15,14 @@ from torch import Tensor
 
 from design_lightning.binary.estimators import Estimator
 from design_lightning.binary.keeping import Keeps
-from design_lightning.binary.packing import pack_bits, pack_nibbles, packing_axis, unpack_bits, unpack_nibbles
+from design_lightning.binary.packing import (
+    pack_bits,
+    pack_nibbles,
+    packed_axis,
+    packing_axis,
+    unpack_bits,
+    unpack_nibbles,
+)
 
 Code = Literal["mask", "levels", "float"]
 
@@ -56,7 +63,7 @@ def decode(
     """The derivative again: of a shape and floating type."""
     if code == "float":
         return kept
-    axis = packing_axis(shape)
+    axis = packed_axis(kept.shape, shape)
     if code == "mask":
         return unpack_bits(kept, axis, shape[axis]).to(dtype)
     return (unpack_nibbles(kept, axis, shape[axis]).to(step.dtype) - levels(estimator)[0]) * step

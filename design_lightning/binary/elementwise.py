@@ -5,8 +5,10 @@ next, and a chain of them costs about one pass over memory. On a GPU `binary.tri
 Compilers fuse the operations by themselves.
 """
 
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
+from functools import cache
 from types import ModuleType
 from typing import cast
 
@@ -16,7 +18,7 @@ from torch import Tensor
 from design_lightning.binary._indicator import indicator, is_eager_on_cpu
 from design_lightning.binary.derivatives import Code, decode, encode
 from design_lightning.binary.estimators import Estimator
-from design_lightning.binary.packing import pack_bits, packed_shape, packing_axis, unpack_bits
+from design_lightning.binary.packing import pack_bits, packed_axis, packed_shape, packing_axis, unpack_bits
 from design_lightning.binary.plain import distance, sign
 
 
@@ -76,7 +78,7 @@ def bits_of(signs: Tensor) -> Tensor:
 
 def signs_of(bits: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool = False) -> Tensor:
     """The +-1 again, of a shape and type, in one of torch's memory formats."""
-    axis = packing_axis(shape)
+    axis = packed_axis(bits.shape, shape)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     if kernels := _kernels_for(bits, shape, dtype):
         return cast(Tensor, kernels.signs_of(bits, shape, dtype, memory_format))
@@ -120,7 +122,8 @@ def clamped_and_inside(x: Tensor, lowest: float, highest: float) -> tuple[Tensor
 
 def where_inside(gradient: Tensor, bits: Tensor) -> Tensor:
     """A gradient, and 0 where the bit of `clamped_and_inside` is 0."""
-    axis, size = packing_axis(gradient.shape), gradient.shape[packing_axis(gradient.shape)]
+    axis = packed_axis(bits.shape, gradient.shape)
+    size = gradient.shape[axis]
     if not goes_in_pieces(gradient):
         return gradient * unpack_bits(bits, axis, size).to(gradient.dtype)
     flow = torch.empty_like(gradient)
@@ -137,11 +140,17 @@ def _kernels_for(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> ModuleT
     """The Triton kernels, if they are there and take a tensor of this shape and type, which lies where x does."""
     if torch.compiler.is_compiling() or not (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
         return None
-    try:
-        from design_lightning.binary import triton_kernels
-    except ImportError:  # no Triton for this platform
+    if not _has_triton():
         return None
+    from design_lightning.binary import triton_kernels
+
     return triton_kernels if triton_kernels.serve(x, shape, dtype) else None
+
+
+@cache
+def _has_triton() -> bool:
+    """Not for every platform is there one."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def pieces(x: Tensor) -> Iterator[slice]:

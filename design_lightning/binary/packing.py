@@ -25,6 +25,12 @@ def packing_axis(shape: Sequence[int]) -> int:
     return len(shape) - 1
 
 
+def packed_axis(packed: Sequence[int], shape: Sequence[int]) -> int:
+    """The axis along which a tensor of a shape was packed, from the shape that it got: whoever unpacks need not be who packed."""
+    shorter = (axis for axis, (kept, size) in enumerate(zip(packed, shape, strict=True)) if kept != size)
+    return next(shorter, len(shape) - 1)
+
+
 def pack_bits(bits: Tensor, axis: int, out: Tensor | None = None) -> Tensor:
     """Eight zeros and ones, of any type, to a byte: uint8, with an eighth of the size along `axis`, rounded up."""
     parts = _parts(bits, 8, axis)

@@ -178,9 +178,8 @@ class DesignCLI(LightningCLI):
             self.trainer.fit(**arguments)
         except (SIGTERMException, SystemExit):
             if SLURMEnvironment.detect():
-                signal.signal(
-                    signal.SIGTERM, signal.SIG_IGN
-                )  # of SLURM, when another process has ended: keep this one's code
+                # SLURM sends one when another process has ended; this one keeps its code.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if self.trainer.is_global_zero:
                 print(_how_to_go_on(self.trainer), file=sys.stderr)
             raise

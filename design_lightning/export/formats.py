@@ -162,9 +162,8 @@ def export_model(
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{Path(path).name}.") as aside:
         files = tuple(_export(name, target, Path(aside), request, runs, report) for name, target in targets.items())
         names = {target.name for target in targets.values()}
-        for file in sorted(
-            Path(aside).iterdir(), key=lambda file: file.name in names
-        ):  # what is opened by name comes last
+        # What is opened by name comes last.
+        for file in sorted(Path(aside).iterdir(), key=lambda file: file.name in names):
             file.replace(folder / file.name)
     return Exports(files, what, accuracy)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch._dynamo.compiled_autograd
 import torch._dynamo.testing
 from torch import Tensor, nn
 
@@ -75,6 +76,19 @@ def test_batches_whose_images_share_bytes(batch: int, estimator: str) -> None:
     """A compiler packs along the batch where that is a multiple of 8."""
     layer = BinaryConv2d(4, 6, 3, padding=1, activation=DeSign("2x2_v1", estimator=estimator))
     assert_compiles(layer, torch.randn(batch, 4, 5, 6))
+
+
+@pytest.mark.parametrize("estimator", ["ste", "approx_sign"])
+def test_an_eager_forward_may_have_a_compiled_backward(estimator: str) -> None:
+    """Each of the two would pack along another axis."""
+    layer = BinaryConv2d(16, 6, 3, padding=1, activation=DeSign("2x2_v1", estimator=estimator))
+    x = torch.randn(8, 16, 5, 6)
+    expected = gradients(layer, layer, x)[1:]
+    x.requires_grad_()
+    loss = layer(x).square().sum()
+    with torch._dynamo.compiled_autograd._enable(lambda graph: torch.compile(graph, backend="eager")):
+        loss.backward()
+    torch.testing.assert_close((x.grad, *(parameter.grad for parameter in layer.parameters())), expected)
 
 
 @pytest.mark.slow
