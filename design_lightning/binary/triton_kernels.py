@@ -132,6 +132,12 @@ def _first_of_byte(at: Any, part: Any, inner: Any) -> Any:
 
 
 @triton.jit
+def _pair_of_byte(at: Any, k: Any, part: Any, inner: Any) -> Any:
+    """Where two numbers of 4 bits lie, of the elements of bits k and k + 4 of a byte: the packed axis has four parts there."""
+    return ((at // (part * inner)) * 4 * part + k * part + (at // inner) % part) * inner + at % inner
+
+
+@triton.jit
 def _nearest_even(value: Any) -> Any:
     up = tl.floor(value + 0.5)
     tie_to_odd = (up - value == 0.5) & (up - 2 * tl.floor(up / 2) == 1)
@@ -183,10 +189,7 @@ def _threshold_and_pack(
             low_level = tl.where(low_size < 1, tl.div_rn(2 - 2 * low_size, size), 0.0)
             high_level = tl.where(high_size < 1, tl.div_rn(2 - 2 * high_size, size), 0.0)
             pair = _nearest_even(low_level).to(tl.int32) + 16 * _nearest_even(high_level).to(tl.int32)
-            # The k-th fourth of the first half; a half has four parts.
-            row = at // (part * inner)
-            nibbles = (row * 4 * part + k * part + (at // inner) % part) * inner + at % inner
-            tl.store(kept + nibbles, pair.to(tl.uint8), mask=valid)
+            tl.store(kept + _pair_of_byte(at, k, part, inner), pair.to(tl.uint8), mask=valid)
     if BITS:
         tl.store(bits + at, signs.to(tl.uint8), mask=valid)
     if KIND == "clip":
@@ -227,7 +230,6 @@ def _through_derivative(
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = at < count
     first = _first_of_byte(at, part, inner)
-    row = at // (part * inner)
     if MASK:
         byte = tl.load(kept + at, mask=valid, other=0).to(tl.int32)
     else:
@@ -238,7 +240,6 @@ def _through_derivative(
         if MASK:
             derivative = ((byte >> k) & 1).to(tl.float32)
         else:
-            nibbles = (row * 4 * part + (k % 4) * part + (at // inner) % part) * inner + at % inner
-            pair = tl.load(kept + nibbles, mask=valid, other=0).to(tl.int32)
+            pair = tl.load(kept + _pair_of_byte(at, k % 4, part, inner), mask=valid, other=0).to(tl.int32)
             derivative = (((pair >> (4 * (k // 4))) & 15) - zero).to(tl.float32) * size
         tl.store(flow + where, (value * derivative).to(flow.dtype.element_ty), mask=valid)
