@@ -1,5 +1,6 @@
 """What a split is, before any transform: images that can be opened by index, their labels and their names."""
 
+import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -50,7 +51,51 @@ class Samples(ABC):
         """The samples at `indices` (int64 `[M]`), in that order."""
 
 
-class FileSamples(Samples):
+class EncodedSamples(Samples):
+    """Images in their files' own encoding: JPEG, PNG, and what else Pillow reads."""
+
+    @abstractmethod
+    def encoded(self, index: int) -> np.ndarray:
+        """The bytes of the file, uint8 `[L]`.
+
+        Raises:
+            OSError: if they cannot be read.
+        """
+
+    def image(self, index: int) -> Image.Image:
+        """Reads and decodes the image.
+
+        Raises:
+            OSError: if it is missing or is no image; names it.
+        """
+        try:
+            with Image.open(io.BytesIO(self.encoded(index).tobytes())) as image:
+                image.load()
+                return image
+        except OSError as error:
+            raise OSError(f"cannot read the image {self.name(index)}: {error}") from error
+
+    def pixels(self, index: int, channels: int) -> Tensor:
+        """The image decoded by torchvision, which gives Pillow's very pixels in less time, or by Pillow.
+
+        Pillow reads what torchvision does not (BMP, TIFF, AVIF, PNG of 16 bits, animations), what is to be grey (their
+        greys differ), and what is damaged, so that errors are those of `image`.
+
+        Raises:
+            OSError: if it is missing or is no image; names it.
+        """
+        if channels == 3:
+            try:
+                # torchvision calls its decoders deprecated since 0.29, in favour of torchcodec's.
+                decoded: Tensor = decode_image(torch.from_numpy(self.encoded(index)), "RGB")
+            except (OSError, RuntimeError):
+                return super().pixels(index, channels)
+            if decoded.dtype == torch.uint8 and decoded.shape[:-2] == (3,):
+                return decoded
+        return super().pixels(index, channels)
+
+
+class FileSamples(EncodedSamples):
     """Image files below one folder.
 
     Args:
@@ -65,39 +110,9 @@ class FileSamples(Samples):
         self._paths = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(path) for path in paths])
         self.labels = labels
 
-    def image(self, index: int) -> Image.Image:
-        """Opens and decodes the file.
-
-        Raises:
-            OSError: if the file is missing or is no image; names it.
-        """
-        path = self.name(index)
-        try:
-            with Image.open(path) as image:
-                image.load()
-                return image
-        except OSError as error:
-            raise OSError(f"cannot read the image {path}: {error}") from error
-
-    def pixels(self, index: int, channels: int) -> Tensor:
-        """The file decoded by torchvision, which gives Pillow's very pixels in less time, or by Pillow.
-
-        Pillow reads what torchvision does not (BMP, TIFF, AVIF, PNG of 16 bits, animations), what is to be grey (their
-        greys differ), and what is damaged, so that errors are those of `image`.
-
-        Raises:
-            OSError: if the file is missing or is no image; names it.
-        """
-        if channels == 3:
-            try:
-                # torchvision calls its decoders deprecated since 0.29, in favour of torchcodec's.
-                encoded = torch.from_numpy(np.fromfile(self.name(index), dtype=np.uint8))
-                decoded: Tensor = decode_image(encoded, "RGB")
-            except (OSError, RuntimeError):
-                return super().pixels(index, channels)
-            if decoded.dtype == torch.uint8 and decoded.shape[:-2] == (3,):
-                return decoded
-        return super().pixels(index, channels)
+    def encoded(self, index: int) -> np.ndarray:
+        """The bytes of the file, uint8 `[L]`."""
+        return np.fromfile(self.name(index), dtype=np.uint8)
 
     def name(self, index: int) -> str:
         """The path of the file."""
