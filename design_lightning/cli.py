@@ -28,6 +28,7 @@ COMMANDS = {
         "time training steps, or inference, beside the float network's",
         "design_lightning.commands.benchmark",
     ),
+    "shard": ("pack images in folders into WebDataset shards", "design_lightning.commands.shard"),
     "recipes": ("list the packaged configurations", "design_lightning.commands.recipes"),
 }
 """From a command to its line of help and the module whose `main(command, args)` runs it."""

@@ -1,4 +1,4 @@
-"""Lightning data modules: image folders, CIFAR, STL-10, Fashion-MNIST (a subset is embedded), Hugging Face data sets."""
+"""Lightning data modules: image folders, WebDataset shards, CIFAR, STL-10, Fashion-MNIST (a subset is embedded), Hugging Face."""
 
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from design_lightning.data.image_folder import ImageFolder
     from design_lightning.data.sampling import IGNORE_LABEL, PaddedEvalSampler
     from design_lightning.data.stl10 import STL10
+    from design_lightning.data.web_dataset import WebDataset
 
 __all__ = [
     "CIFAR10",
@@ -24,6 +25,7 @@ __all__ = [
     "ImageData",
     "ImageFolder",
     "PaddedEvalSampler",
+    "WebDataset",
 ]
 
 _HOMES = {
@@ -37,6 +39,7 @@ _HOMES = {
     "ImageFolder": ".image_folder",
     "PaddedEvalSampler": ".sampling",
     "STL10": ".stl10",
+    "WebDataset": ".web_dataset",
 }
 
 __getattr__, __dir__ = lazy_attributes(__name__, _HOMES)

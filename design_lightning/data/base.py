@@ -234,17 +234,22 @@ class ImageData(LightningDataModule, ABC):
             batches = TensorBatches(samples, augmentation.padding, augmentation.hflip)
         else:
             batches = TransformedBatches(samples, augmentation.train_transform(), self.channels)
-        sampler = EpochSampler(batches, world, rank, self.seed)
+        sampler = self._train_sampler(batches, world, rank)
         loader = self._loader(SeededBatches(batches, self.seed), sampler, rank, ResumableLoader, self.drop_last)
         place, self._place = self._place, None
         if place:
-            if place["batch_size"] != self.batch_size:
+            if (place["batch_size"], place["processes"]) != (self.batch_size, world):
                 raise ValueError(
-                    f"the checkpoint stopped within an epoch of batches of {place['batch_size']}, this run has "
-                    f"{self.batch_size}; resume with the same batch_size, or from a checkpoint of an epoch's end"
+                    f"the checkpoint stopped within an epoch of {place['processes']} processes with batches of "
+                    f"{place['batch_size']}, this run has {world} with {self.batch_size}; resume with the same, or from a "
+                    "checkpoint of an epoch's end"
                 )
             cast(ResumableLoader, loader).start_behind(place["batches"])
         return loader
+
+    def _train_sampler(self, batches: Batches, world: int, rank: int) -> EpochSampler:
+        """The order of training, and the part of this process."""
+        return EpochSampler(batches, world, rank, self.seed)
 
     def normalize(self, images: Tensor) -> Tensor:
         """The images of a batch as a model takes them, on the device where they are.
@@ -273,7 +278,8 @@ class ImageData(LightningDataModule, ABC):
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         done = progress.processed
         is_within = 0 < done < trainer.num_training_batches
-        return {"batches": done, "batch_size": self.batch_size} if is_within else {}
+        place = {"batches": done, "batch_size": self.batch_size, "processes": trainer.world_size}
+        return place if is_within else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Has the next training loader go on from there."""

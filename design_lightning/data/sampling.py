@@ -29,7 +29,8 @@ class PaddedEvalSampler(DistributedSampler):
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False, drop_last=False)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.rank, self.total_size, self.num_replicas))
+        first = self.rank * self.num_samples  # a part in one piece, so that each process reads shards of its own
+        return iter(range(first, first + self.num_samples))
 
 
 class EpochSampler(DistributedSampler):
@@ -50,11 +51,15 @@ class EpochSampler(DistributedSampler):
         self.start = 0
         """How many samples the next pass leaves out, which were seen before a resume."""
 
+    def order(self) -> Sequence[int]:
+        """The indices of this process's samples in this epoch."""
+        return list(super().__iter__())
+
     def __iter__(self) -> Iterator[int]:
         offset = self.epoch * len(cast(Sized, self.dataset))
-        order = [offset + index for index in super().__iter__()][self.start :]
+        order = self.order()[self.start :]
         self.start = 0
-        return iter(order)
+        return (offset + index for index in order)
 
 
 class ResumableLoader(DataLoader):

@@ -1,11 +1,12 @@
 """`AtomicCheckpointIO`: a checkpoint is written whole or not at all, whatever kills the process or fills the disk."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from design_lightning._files import written_whole
 
 PARTIAL = ".partial_checkpoint"
 """What a file is called while it is written. Not after its checkpoint: Lightning takes for one what has `hpc_ckpt_` in its name."""
@@ -30,16 +31,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(PARTIAL)
         try:
-            with partial.open("wb") as file:
+            with written_whole(place, place.with_name(PARTIAL)) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(place)
-            _sync_folder(place.parent)
         except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-            partial.unlink(missing_ok=True)
             before = "the one before it is as it was" if place.exists() else "there was none before it"
             reason = _write_error(error)
             if reason is None:
@@ -52,12 +47,3 @@ def _write_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Has the disk confirm a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

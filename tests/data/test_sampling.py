@@ -101,11 +101,14 @@ def test_a_resumed_loader_gives_the_rest_of_the_epoch_whatever_its_workers() -> 
         assert len(again) == len(whole)
 
 
-def test_another_batch_size_within_an_epoch_is_refused() -> None:
+def test_another_batch_size_or_number_of_processes_within_an_epoch_is_refused() -> None:
     data = FashionMNISTSubset(batch_size=500, image_size=28)
-    data.load_state_dict({"batches": 3, "batch_size": 1000})
-    with pytest.raises(ValueError, match="batches of 1000, this run has 500"):
-        data.train_dataloader()
+    for batch_size, processes in ((1000, 1), (500, 2)):
+        data.load_state_dict({"batches": 3, "batch_size": batch_size, "processes": processes})
+        with pytest.raises(
+            ValueError, match=f"{processes} processes with batches of {batch_size}, this run has 1 with 500"
+        ):
+            data.train_dataloader()
 
 
 def test_augmentation_leaves_the_generators_outside_as_they_were() -> None:

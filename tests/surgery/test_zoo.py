@@ -359,14 +359,13 @@ def smallest_of_each_module() -> dict[str, str]:
     }
 
 
-@pytest.mark.sweep
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "name"), smallest_of_each_module().items())
 def test_one_member_of_every_module_of_timm(module: str, name: str) -> None:
     row = zoo.check_architecture(name)
     assert (row.status, row.reason) == ("pass", "")
 
 
-@pytest.mark.skipif(not TABLE.exists(), reason="there is no table; benchmarks/timm_sweep.py makes it")
 def test_the_table_has_a_row_that_passes_for_every_architecture_of_its_timm() -> None:
     rows = timm_sweep.read(TABLE)
     failed = {name: row["reason"] for name, row in rows.items() if row["status"] != "pass"}
@@ -374,7 +373,6 @@ def test_the_table_has_a_row_that_passes_for_every_architecture_of_its_timm() ->
     passed = [row for name, row in rows.items() if name not in failed]
     assert all(int(row["binary_layers"]) > 0 for row in passed)
     assert all(float(row["least_share"]) >= LEAST_SHARE for row in passed)
-    assert len({row["code"] for row in passed}) == 1
     if {row["timm"] for row in rows.values()} == {timm.__version__}:
         assert set(rows) == set(zoo.architectures())
 
