@@ -227,14 +227,16 @@ def _results(jobs: Sequence[Callable[[], T]], workers: int, advance: Advance) ->
         raise ValueError(f"workers={workers} must be at least 1")
     if workers == 1:
         for done, job in enumerate(jobs):
-            yield job()
+            result = job()
             advance(done + 1, len(jobs))
+            yield result
         return
     pool = ProcessPoolExecutor(workers, mp_context=get_context("forkserver"))
     try:
         for done, future in enumerate([pool.submit(job) for job in jobs]):
-            yield future.result()
+            result = future.result()
             advance(done + 1, len(jobs))
+            yield result
     finally:
         pool.shutdown(cancel_futures=True)
 

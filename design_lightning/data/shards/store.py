@@ -38,7 +38,8 @@ class ShardStore:
     Args:
         root: the folder or URL with `index.json`. What `fsspec` reads serves as a URL, given the package of its protocol.
         cache: the folder for copies of files at URLs, on a disk of this machine; None is `default_cache()`. Processes share it.
-        cache_gb: the copies that were opened longest ago are deleted beyond so many gigabytes (1e9 bytes); None keeps all.
+        cache_gb: the copies that were read longest ago are deleted beyond so many gigabytes (1e9 bytes), not counting what is
+            being copied; None keeps all.
     """
 
     def __init__(self, root: str, cache: str | None = None, cache_gb: float | None = None) -> None:
@@ -115,8 +116,8 @@ class ShardStore:
             self.cache.mkdir(parents=True, exist_ok=True)
             with _locked(self.cache / f".{stored.sha256[:16]}.lock"):
                 if not _touched(copy):  # by another process, while this one waited
-                    self._make_room(stored.bytes)
                     _download(place, stored, copy)
+                    self._delete_oldest()
         return str(copy)
 
     def is_whole(self, stored: StoredFile) -> bool:
@@ -142,22 +143,19 @@ class ShardStore:
         except OSError:
             return -1
 
-    def _make_room(self, needed: int) -> None:
+    def _delete_oldest(self) -> None:
         if self.cache_gb is None:
             return
-        copies = []
-        for path in self.cache.glob("*.tar"):
-            try:
-                stat = path.stat()
-            except FileNotFoundError:  # deleted by another process
-                continue
-            copies.append((stat.st_mtime_ns, stat.st_size, path))
-        excess = needed + sum(size for _, size, _ in copies) - int(self.cache_gb * 1e9)
-        for _, size, path in sorted(copies):
-            if excess <= 0:
-                return
-            path.unlink(missing_ok=True)  # who has it open can read on
-            excess -= size
+        with _locked(self.cache / ".limit.lock"):
+            copies = sorted(
+                ((path.stat(), path) for path in self.cache.glob("*.tar")), key=lambda copy: copy[0].st_mtime_ns
+            )
+            excess = sum(stat.st_size for stat, _ in copies) - self.cache_gb * 1e9
+            for stat, path in copies:
+                if excess <= 0:
+                    return
+                path.unlink()  # who has it open can read on
+                excess -= stat.st_size
 
 
 @lru_cache(maxsize=64)
