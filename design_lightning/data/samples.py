@@ -1,5 +1,6 @@
 """What a split is, before any transform: images that can be opened by index, their labels and their names."""
 
+import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ class Samples(ABC):
 
         Returns:
             uint8 `[C, H, W]`; not to be written to.
+
+        Raises:
+            OSError: if the image is missing or cannot be decoded; names it.
         """
         return pil_to_tensor(self.image(index).convert("L" if channels == 1 else "RGB"))
 
@@ -76,14 +80,15 @@ class FileSamples(Samples):
             with Image.open(path) as image:
                 image.load()
                 return image
-        except OSError as error:
+        except Exception as error:  # a decoder may raise anything
             raise OSError(f"cannot read the image {path}: {error}") from error
 
     def pixels(self, index: int, channels: int) -> Tensor:
         """The file decoded by torchvision, which gives Pillow's very pixels in less time, or by Pillow.
 
         Pillow reads what torchvision does not (BMP, TIFF, AVIF, PNG of 16 bits, animations), what is to be grey (their
-        greys differ), and what is damaged, so that errors are those of `image`.
+        greys differ), and what is damaged, so that errors are those of `image`. Pillow looks at the size first: torchvision
+        would decode an image of any.
 
         Raises:
             OSError: if the file is missing or is no image; names it.
@@ -91,9 +96,10 @@ class FileSamples(Samples):
         if channels == 3:
             try:
                 # torchvision calls its decoders deprecated since 0.29, in favour of torchcodec's.
-                encoded = torch.from_numpy(np.fromfile(self.name(index), dtype=np.uint8))
-                decoded: Tensor = decode_image(encoded, "RGB")
-            except (OSError, RuntimeError):
+                encoded = np.fromfile(self.name(index), dtype=np.uint8)
+                Image.open(io.BytesIO(encoded)).close()  # type: ignore[arg-type]  # an array is a buffer, too
+                decoded: Tensor = decode_image(torch.from_numpy(encoded), "RGB")
+            except (OSError, RuntimeError, Image.DecompressionBombError):
                 return super().pixels(index, channels)
             if decoded.dtype == torch.uint8 and decoded.shape[:-2] == (3,):
                 return decoded
@@ -153,6 +159,7 @@ def decode_into_memory(files: FileSamples, size: int) -> TensorSamples:
         size: their height and width, in pixels.
 
     Raises:
+        OSError: if an image is missing or damaged; names it.
         ValueError: if an image has another size; names it.
     """
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
