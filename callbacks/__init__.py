@@ -6,6 +6,7 @@ This folder stands at the top of the repository and is imported as `design_light
 from design_lightning.callbacks.batch_norm_recalibration import BatchNormRecalibration
 from design_lightning.callbacks.binary_summary import BinarySummary
 from design_lightning.callbacks.confusion_matrix import ConfusionMatrixReport
+from design_lightning.callbacks.damaged_images import DamagedImagesReport
 from design_lightning.callbacks.estimator_annealing import EstimatorAnnealing
 from design_lightning.callbacks.export_model import ExportModel
 from design_lightning.callbacks.kernel_annealing import KernelAnnealing
@@ -24,6 +25,7 @@ __all__ = [
     "BinarySummary",
     "BinaryWeightAveraging",
     "ConfusionMatrixReport",
+    "DamagedImagesReport",
     "EstimatorAnnealing",
     "ExportModel",
     "KernelAnnealing",

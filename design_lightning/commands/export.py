@@ -92,8 +92,9 @@ def first_images(data: LightningDataModule, count: int) -> tuple[Tensor, Tensor]
     labels: list[Tensor] = []
     for batch in data.val_dataloader():
         batch = data.on_after_batch_transfer(batch, 0)
-        images.append(batch[0])
-        labels.append(batch[1])
+        readable = batch[1] >= 0
+        images.append(batch[0][readable])
+        labels.append(batch[1][readable])
         if sum(map(len, images)) >= count:
             break
     return (torch.cat(images)[:count], torch.cat(labels)[:count]) if images else (None, None)

@@ -121,6 +121,7 @@ class DesignCLI(LightningCLI):
         from design_lightning.callbacks import (
             BinarySummary,
             ConfusionMatrixReport,
+            DamagedImagesReport,
             PredictionWriter,
             PreemptionCheckpoint,
             RandomStates,
@@ -132,6 +133,7 @@ class DesignCLI(LightningCLI):
         defaults: list[type[Callback]] = [
             BinarySummary,
             ConfusionMatrixReport,
+            DamagedImagesReport,
             PredictionWriter,
             RandomStates,
             Throughput,

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from design_lightning.cli import fail
@@ -83,6 +84,7 @@ def _check(root: str, workers: int) -> None:
 def _progress(unit: str) -> Iterator:
     """A bar on a terminal, silence elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(unit, total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)

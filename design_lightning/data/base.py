@@ -23,6 +23,7 @@ from design_lightning.data.batches import (
     as_is,
 )
 from design_lightning.data.folders import unlabelled_images
+from design_lightning.data.reading import ImageLoader, ImageReader
 from design_lightning.data.samples import Samples, TensorSamples
 from design_lightning.data.sampling import (
     EpochSampler,
@@ -33,6 +34,7 @@ from design_lightning.data.sampling import (
 )
 
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test", "predict": "prediction"}
 
 
 class ImageData(LightningDataModule, ABC):
@@ -51,6 +53,10 @@ class ImageData(LightningDataModule, ABC):
 
     Image files are decoded and transformed by torchvision; the policies of `auto_augment` are timm's. Images held in memory
     that need only a padded crop and a flip are augmented a batch at a time, several times faster.
+
+    An image that cannot be read (missing, cut short, no image, of an absurd size) is left out, counted once and named in a
+    warning: in training the next one of the split stands in for it, in evaluation it is labelled -100, in prediction it has no
+    row. Where images are held in memory it is an error.
 
     Args:
         batch_size: images a batch, in each process.
@@ -79,6 +85,8 @@ class ImageData(LightningDataModule, ABC):
         seed: of the validation split, the training order and the augmentation.
         drop_last: leave out the last training batch of an epoch if it is smaller.
         pin_memory: load into page-locked memory; null does where there is a CUDA device.
+        max_damaged: the share of the images of a split that may be damaged, from 0 to 1; one more and the run ends. 0 ends it at
+            the first. Prediction ends where all are damaged.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -107,6 +115,7 @@ class ImageData(LightningDataModule, ABC):
         seed: int = 0,
         drop_last: bool = True,
         pin_memory: bool | None = None,
+        max_damaged: float = 0.01,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -121,6 +130,8 @@ class ImageData(LightningDataModule, ABC):
                 raise ValueError(
                     f"{name}={values} has {len(values)} values, where images have {self.channels} channels"
                 )
+        if not 0 <= max_damaged <= 1:
+            raise ValueError(f"max_damaged={max_damaged} is a share of the images: it must be in 0..1")
         if min(std) <= 0:
             raise ValueError(f"std={std} must be above 0 in every channel, because pixels are divided by it")
         if val_size is not None and (val_size <= 0 or (isinstance(val_size, float) and val_size >= 1)):
@@ -136,6 +147,9 @@ class ImageData(LightningDataModule, ABC):
         self.seed = seed
         self.drop_last = drop_last
         self.pin_memory = pin_memory
+        self.max_damaged = max_damaged
+        self.readers: dict[str, ImageReader] = {}
+        """Of each split whose images are decoded as they are needed; they know the damaged ones."""
         self.augmentation = Augmentation(
             image_size,
             self.mean,
@@ -233,7 +247,7 @@ class ImageData(LightningDataModule, ABC):
         if augmentation.only_crops_and_flips and self._held_as_input(samples):
             batches = TensorBatches(samples, augmentation.padding, augmentation.hflip)
         else:
-            batches = TransformedBatches(samples, augmentation.train_transform(), self.channels)
+            batches = TransformedBatches(self._reader("train", samples), augmentation.train_transform(), training=True)
         sampler = self._train_sampler(batches, world, rank)
         loader = self._loader(SeededBatches(batches, self.seed), sampler, rank, ResumableLoader, self.drop_last)
         place, self._place = self._place, None
@@ -296,27 +310,34 @@ class ImageData(LightningDataModule, ABC):
     def predict_dataloader(self) -> DataLoader:
         """In order, names in place of labels; Lightning deals the batches to the processes, and repeats none."""
         samples = self.samples("val") if self.predict_root is None else unlabelled_images(Path(self.predict_root))
-        batches = NamedBatches(self._eval_batches(samples))
+        batches = NamedBatches(self._eval_batches("predict", samples))
         return self._loader(batches, SequentialSampler(batches), rank=0)
 
     def _eval_loader(self, split: str) -> DataLoader:
-        batches, (world, rank) = self._eval_batches(self.samples(split)), self._processes()
+        batches, (world, rank) = self._eval_batches(split, self.samples(split)), self._processes()
         if world == 1:
             return self._loader(batches, SequentialSampler(batches), rank)
         padded = PaddedBatches(batches)
         return self._loader(padded, PaddedEvalSampler(padded, world, rank), rank)
 
-    def _eval_batches(self, samples: Samples) -> Batches:
+    def _eval_batches(self, split: str, samples: Samples) -> Batches:
         if self.augmentation.crop_pct == 1 and self._held_as_input(samples):
             return TensorBatches(samples)
-        return TransformedBatches(samples, self.augmentation.eval_transform(), self.channels)
+        return TransformedBatches(self._reader(split, samples), self.augmentation.eval_transform(), training=False)
+
+    def _reader(self, split: str, samples: Samples) -> ImageReader:
+        """The reader of a split: the same one for each of its loaders, so that an image is named once."""
+        if split not in self.readers or self.readers[split].samples is not samples:
+            limit = None if split == "predict" else self.max_damaged
+            self.readers[split] = ImageReader(samples, self.channels, SPLIT_NAMES[split], limit)
+        return self.readers[split]
 
     def _loader(
         self,
         dataset: Dataset,
         sampler: Sampler,
         rank: int,
-        kind: type[DataLoader] = DataLoader,
+        kind: type[ImageLoader] = ImageLoader,
         drop_last: bool = False,
     ) -> DataLoader:
         return kind(

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from design_lightning.data.augmentation import Transform, augment_batch
+from design_lightning.data.reading import ImageReader
 from design_lightning.data.samples import Samples, TensorSamples
 from design_lightning.data.sampling import IGNORE_LABEL
 
@@ -25,7 +26,10 @@ def as_is(batch: Any) -> Any:
 
 
 class Batches(Dataset):
-    """Images of `samples`, cropped and augmented by a subclass's `images`."""
+    """Images of `samples`, cropped and augmented by a subclass's `images`; those that have none are labelled `IGNORE_LABEL`."""
+
+    reader: ImageReader | None = None
+    """Keeps account of damaged images, where any can be."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -33,12 +37,13 @@ class Batches(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def images(self, indices: Sequence[int]) -> Tensor:
-        """uint8 `[B, C, H, W]`, or float32, normalized."""
+    def images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """uint8 `[B, C, H, W]`, or float32, normalized; and int64 `[B]`: the sample of each image, -1 for none."""
         raise NotImplementedError
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return self.images(indices), self.samples.labels[torch.as_tensor(indices)]
+        images, places = self.images(indices)
+        return images, self.samples.labels[places].masked_fill(places < 0, IGNORE_LABEL)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         images, labels = self.__getitems__([index])
@@ -48,20 +53,41 @@ class Batches(Dataset):
 class TransformedBatches(Batches):
     """Every image decoded and passed through a transform.
 
+    A damaged image is left out without a batch becoming smaller, as other processes wait for equally many. In training the next
+    readable one stands in for it, with its own label, so that no loss, mixing or metric has to know; which one depends on the
+    files alone. In evaluation, where each image counts once, it becomes black and has no sample.
+
     Args:
-        samples: the images.
+        reader: of the images.
         transform: from uint8 `[C, H, W]` to what is stacked.
-        channels: C, which is 1 or 3.
+        training: whether the next image stands in for a damaged one.
     """
 
-    def __init__(self, samples: Samples, transform: Transform, channels: int) -> None:
-        super().__init__(samples)
-        self.transform = transform
-        self.channels = channels
+    reader: ImageReader
 
-    def images(self, indices: Sequence[int]) -> Tensor:
-        """uint8 `[B, C, S, S]`, or float32, as the transform gives them."""
-        return torch.stack([self.transform(self.samples.pixels(index, self.channels)) for index in indices])
+    def __init__(self, reader: ImageReader, transform: Transform, training: bool) -> None:
+        super().__init__(reader.samples)
+        self.reader = reader
+        self.transform = transform
+        self.training = training
+
+    def images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """uint8 `[B, C, S, S]`, or float32, as the transform gives them; and int64 `[B]`."""
+        images, places = [], []
+        for index in indices:
+            place, pixels = self._image(index)
+            images.append(self.transform(pixels))
+            places.append(place)
+        return torch.stack(images), torch.tensor(places)
+
+    def _image(self, index: int) -> tuple[int, Tensor]:
+        if self.training:
+            found = self.reader.read_next(index)
+            if found is not None:
+                return found
+        elif (pixels := self.reader.read(index)) is not None:
+            return index, pixels
+        return -1, torch.zeros(self.reader.channels, 32, 32, dtype=torch.uint8)
 
 
 class TensorBatches(Batches):
@@ -78,10 +104,11 @@ class TensorBatches(Batches):
         self._pixels = samples.images
         self.padding, self.hflip = padding, hflip
 
-    def images(self, indices: Sequence[int]) -> Tensor:
-        """uint8 `[B, C, H, W]`."""
-        images = self._pixels[torch.as_tensor(indices)]
-        return images if self.padding is None else augment_batch(images, self.padding, self.hflip)
+    def images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """uint8 `[B, C, H, W]`, and the indices, int64 `[B]`."""
+        places = torch.as_tensor(indices)
+        images = self._pixels[places]
+        return (images if self.padding is None else augment_batch(images, self.padding, self.hflip)), places
 
 
 class SeededBatches(Dataset):
@@ -96,6 +123,7 @@ class SeededBatches(Dataset):
 
     def __init__(self, batches: Batches, seed: int) -> None:
         self.batches = batches
+        self.reader = batches.reader
         self.seed = seed
 
     def __len__(self) -> int:
@@ -138,6 +166,7 @@ class PaddedBatches(Dataset):
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
+        self.reader = batches.reader
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -154,16 +183,21 @@ class PaddedBatches(Dataset):
 
 
 class NamedBatches(Dataset):
-    """The same images with their names in place of their labels: `([B, C, H, W], list of B strings)`."""
+    """The same images with their names in place of their labels: `([B, C, H, W], list of B strings)`, without damaged ones."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
+        self.reader = batches.reader
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
-        return self.batches.images(indices), [self.batches.samples.name(index) for index in indices]
+        images, places = self.batches.images(indices)
+        readable = places >= 0
+        if not readable.all():
+            images, places = images[readable], places[readable]
+        return images, [self.batches.samples.name(place) for place in places.tolist()]
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         images, names = self.__getitems__([index])

@@ -37,9 +37,16 @@ class TableSamples(Samples):
         self.rows = torch.arange(len(labels)) if rows is None else rows
 
     def image(self, index: int) -> Image.Image:
-        """The image of a row, decoded."""
-        value = self.table[int(self.rows[index])][self.image_column]
-        return value if isinstance(value, Image.Image) else Image.fromarray(np.asarray(value, dtype=np.uint8))
+        """The image of a row, decoded.
+
+        Raises:
+            OSError: if it is missing or is no image; names the row.
+        """
+        try:
+            value = self.table[int(self.rows[index])][self.image_column]
+            return value if isinstance(value, Image.Image) else Image.fromarray(np.asarray(value, dtype=np.uint8))
+        except Exception as error:  # a decoder may raise anything
+            raise OSError(f"cannot read the image {self.name(index)}: {error}") from error
 
     def name(self, index: int) -> str:
         """The split and the row."""

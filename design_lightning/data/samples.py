@@ -39,6 +39,9 @@ class Samples(ABC):
 
         Returns:
             uint8 `[C, H, W]`; not to be written to.
+
+        Raises:
+            OSError: if the image is missing or cannot be decoded; names it.
         """
         return pil_to_tensor(self.image(index).convert("L" if channels == 1 else "RGB"))
 
@@ -59,36 +62,46 @@ class EncodedSamples(Samples):
         """The bytes of the file, uint8 `[L]`.
 
         Raises:
-            OSError: if they cannot be read.
+            ConnectionError: if where it is cannot be reached, which says nothing of the image.
+            OSError: if it is missing or cut short.
         """
 
     def image(self, index: int) -> Image.Image:
         """Reads and decodes the image.
 
         Raises:
+            ConnectionError: as `encoded`.
             OSError: if it is missing or is no image; names it.
         """
         try:
-            with Image.open(io.BytesIO(self.encoded(index).tobytes())) as image:
+            with Image.open(io.BytesIO(self.encoded(index))) as image:  # type: ignore[arg-type]  # an array is a buffer, too
                 image.load()
                 return image
-        except OSError as error:
+        except ConnectionError:
+            raise
+        except Exception as error:  # a decoder may raise anything
             raise OSError(f"cannot read the image {self.name(index)}: {error}") from error
 
     def pixels(self, index: int, channels: int) -> Tensor:
         """The image decoded by torchvision, which gives Pillow's very pixels in less time, or by Pillow.
 
         Pillow reads what torchvision does not (BMP, TIFF, AVIF, PNG of 16 bits, animations), what is to be grey (their
-        greys differ), and what is damaged, so that errors are those of `image`.
+        greys differ), and what is damaged, so that errors are those of `image`. Pillow looks at the size first: torchvision
+        would decode an image of any.
 
         Raises:
+            ConnectionError: as `encoded`.
             OSError: if it is missing or is no image; names it.
         """
         if channels == 3:
             try:
                 # torchvision calls its decoders deprecated since 0.29, in favour of torchcodec's.
-                decoded: Tensor = decode_image(torch.from_numpy(self.encoded(index)), "RGB")
-            except (OSError, RuntimeError):
+                encoded = self.encoded(index)
+                Image.open(io.BytesIO(encoded)).close()  # type: ignore[arg-type]
+                decoded: Tensor = decode_image(torch.from_numpy(encoded), "RGB")
+            except ConnectionError:
+                raise
+            except (OSError, RuntimeError, Image.DecompressionBombError):
                 return super().pixels(index, channels)
             if decoded.dtype == torch.uint8 and decoded.shape[:-2] == (3,):
                 return decoded
@@ -168,6 +181,7 @@ def decode_into_memory(files: FileSamples, size: int) -> TensorSamples:
         size: their height and width, in pixels.
 
     Raises:
+        OSError: if an image is missing or damaged; names it.
         ValueError: if an image has another size; names it.
     """
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)

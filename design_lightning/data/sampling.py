@@ -6,7 +6,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
+
+from design_lightning.data.reading import ImageLoader
 
 IGNORE_LABEL = -100
 """The label of padding: a model leaves samples with a negative label out of its loss and metrics."""
@@ -62,15 +64,12 @@ class EpochSampler(DistributedSampler):
         return (offset + index for index in order)
 
 
-class ResumableLoader(DataLoader):
+class ResumableLoader(ImageLoader):
     """A loader over an `EpochSampler` that can start within an epoch.
 
-    An iteration starts its workers at the first batch, not before: Lightning sets the epoch in between. Where a run stood
-    is kept by its data module, which knows how many batches were trained on; a loader knows only how many it handed out.
+    Its workers start at the first batch, and Lightning sets the epoch before. Where a run stood is kept by its data module, which
+    knows how many batches were trained on; a loader knows only how many it handed out.
     """
-
-    def __iter__(self) -> Any:  # a generator; `DataLoader` declares its own iterator class
-        yield from super().__iter__()
 
     def start_behind(self, batches: int) -> None:
         """Has the next iteration leave out so many batches."""

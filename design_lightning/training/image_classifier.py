@@ -111,4 +111,6 @@ class ImageClassifier(LightningModule):
         images, paths = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
         if not (isinstance(paths, list | tuple) and all(isinstance(path, str) for path in paths)):
             paths = [f"batch {batch_idx}, image {i}" for i in range(len(images))]
-        return {"paths": list(paths), "probabilities": self(images).float().softmax(-1)}
+        # A batch of damaged images alone is empty, which not every network takes.
+        logits = self(images) if len(images) else images.new_zeros(0, self.num_classes)
+        return {"paths": list(paths), "probabilities": logits.float().softmax(-1)}

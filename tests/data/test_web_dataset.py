@@ -396,6 +396,22 @@ def test_the_cache_keeps_to_its_limit(shards, server, tmp_path) -> None:
     assert 0 < kept <= limit * 1e9
 
 
+@pytest.mark.own_process
+def test_a_server_that_goes_away_ends_the_epoch_with_its_name_and_no_image_is_blamed(
+    shards, server, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("design_lightning.data.shards.store.ATTEMPTS", 1)
+    cache = str(tmp_path / "cache")
+    sets = [data_of(f"{server.url}/shards", cache=cache, num_workers=n, max_damaged=1.0) for n in (0, 1)]
+    loaders = [data.train_dataloader() for data in sets]
+    server.server.shutdown()
+    server.server.server_close()
+    for data, loader in zip(sets, loaders, strict=True):
+        with pytest.raises(ConnectionError, match=r"^http://127\.0\.0\.1:\d+/shards/train-\d+\.tar [^\n]*$"):
+            list(loader)
+        assert data.readers["train"].count == 0
+
+
 @pytest.mark.parametrize("damage", ["changed", "cut", "missing"])
 def test_a_shard_that_is_not_what_the_index_says_is_named(damage, shards, server, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("design_lightning.data.shards.store.time.sleep", lambda seconds: None)
@@ -408,7 +424,7 @@ def test_a_shard_that_is_not_what_the_index_says_is_named(damage, shards, server
         shard.write_bytes(contents if damage == "changed" else contents[:-10])
     samples = data_of(f"{server.url}/shards", cache=str(tmp_path / "cache")).samples("train")
     expected = {"changed": "its SHA-256 differs", "cut": "bytes of", "missing": "does not exist"}[damage]
-    with pytest.raises(OSError, match=rf"http://127.*/train-000000\.tar .*{expected}"):
+    with pytest.raises(ConnectionError, match=rf"http://127.*/train-000000\.tar .*{expected}"):
         samples.encoded(0)
     left = {path.name for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"}
     assert [name.partition("-")[2] for name in left] == ["train.npz"]

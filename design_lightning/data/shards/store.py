@@ -105,7 +105,7 @@ class ShardStore:
         """A file's path on this machine; copies it to the cache first, where it is at a URL and not there yet.
 
         Raises:
-            OSError: if it cannot be copied, or the copy is not what the index says; names the URL.
+            ConnectionError: if it cannot be copied, or the copy is not what the index says; names the URL.
             ImportError: if the package for that kind of URL is missing; names it.
         """
         place = self._place(stored.name)
@@ -210,11 +210,9 @@ def _download(url: str, stored: StoredFile, copy: Path) -> None:
                         else f"{url} is not what {INDEX} says: its SHA-256 differs"
                     )
             return
-        except FileNotFoundError:
-            raise
-        except OSError:
-            if attempt == ATTEMPTS - 1:
-                raise
+        except OSError as error:
+            if attempt == ATTEMPTS - 1 or isinstance(error, FileNotFoundError):
+                raise ConnectionError(str(error)) from None
             time.sleep(4**attempt)
 
 
