@@ -1,12 +1,13 @@
-"""Images a second, and the CPU time of an image, of the training loader of `ImageFolder`: benchmarks/results/data_loading.json.
+"""Images a second, and the CPU time of an image, of the training loaders: benchmarks/results/data_loading.json.
 
     python benchmarks/data_loading.py --images data/cifar10/train
 
-The three ways take turns, epoch by epoch, so that whatever else the machine does meets them alike; figures are medians.
+The ways take turns, epoch by epoch, so that whatever else the machine does meets them alike; figures are medians.
 
     pillow      as it was before: decoded by Pillow, transformed by timm, normalized floats
     bytes       as it is: decoded and transformed by torchvision, bytes, which the device normalizes
     normalized  as `bytes`, and normalized on this CPU, as a run without an accelerator does
+    shards      as `bytes`, out of WebDataset shards
 
 No photographs come with this project. The files are JPEGs of 500x375 pixels made for the occasion: mosaics of 48 images of the
 given folder, each enlarged to 64 pixels, with noise. How large they are stands in the results: a JPEG of ImageNet has about
@@ -32,10 +33,11 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from design_lightning.data import ImageFolder
+from design_lightning.data import ImageFolder, WebDataset
 from design_lightning.data.batches import Batches
 from design_lightning.data.folders import unlabelled_images
 from design_lightning.data.samples import Samples
+from design_lightning.data.shards.making import make_shards
 from design_lightning.training.step_benchmark import machine
 
 WIDTH, HEIGHT, TILE = 500, 375, 64
@@ -54,8 +56,9 @@ class PillowBatches(Batches):
         jitter = data.augmentation.color_jitter or None
         self.transform = create_transform(SIZE, is_training=True, color_jitter=jitter, interpolation="bilinear")
 
-    def images(self, indices: Sequence[int]) -> Tensor:
-        return torch.stack([self.transform(self.samples.image(index).convert("RGB")) for index in indices])
+    def images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images = [self.transform(self.samples.image(index).convert("RGB")) for index in indices]
+        return torch.stack(images), torch.as_tensor(indices)
 
 
 class Loading:
@@ -63,7 +66,8 @@ class Loading:
 
     def __init__(self, way: str, root: Path, workers: int, color_jitter: float) -> None:
         self.way, self.workers, self.color_jitter = way, workers, color_jitter
-        self.data = ImageFolder(str(root), batch_size=BATCH, num_workers=workers, color_jitter=color_jitter)
+        kind = WebDataset if way == "shards" else ImageFolder
+        self.data = kind(str(root), batch_size=BATCH, num_workers=workers, color_jitter=color_jitter)
         self.loader: Any = self.data.train_dataloader()
         if way == "pillow":
             self.loader.dataset.batches = PillowBatches(self.data.samples("train"), self.data)
@@ -135,10 +139,13 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         kilobytes = make_files(Path(folder), given.images, given.count)
+        shards = Path(folder) / "shards"
+        make_shards(Path(folder), shards, images=32)
         print(f"{given.count} JPEGs of {WIDTH}x{HEIGHT} pixels, {kilobytes:.0f} kB each", flush=True)
         for workers in given.workers:
             for jitter in given.color_jitter:
                 ways = [Loading(way, Path(folder), workers, jitter) for way in ("pillow", "bytes", "normalized")]
+                ways.append(Loading("shards", shards, workers, jitter))
                 for number in range(given.rounds + 1):
                     for way in ways:
                         way.epoch(timed=number > 0)
