@@ -260,6 +260,14 @@ class ImageData(LightningDataModule, ABC):
             cast(ResumableLoader, loader).start_behind(place["batches"])
         return loader
 
+    def training_names(self, batch: int) -> list[str]:
+        """The names of the images of a batch, counted from 0, of this process in the Trainer's epoch; not of other samplers."""
+        samples, (world, rank) = self.samples("train"), self._processes()
+        sampler = EpochSampler(cast(Dataset, samples), world, rank, self.seed)
+        sampler.set_epoch(0 if self.trainer is None else self.trainer.current_epoch)
+        places = list(sampler)[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return [samples.name(place % len(samples)) for place in places]
+
     def normalize(self, images: Tensor) -> Tensor:
         """The images of a batch as a model takes them, on the device where they are.
 

@@ -128,8 +128,8 @@ class ImageReader:
         allowed = "" if self.max_damaged is None else f", where max_damaged={self.max_damaged:g} is allowed"
         way_out = "" if self.max_damaged is None else ", or set data.max_damaged higher"
         return (
-            f"{self.count:,} of {len(self.samples):,} {self.split} images cannot be read{allowed}: {reasons}; look whether the disk "
-            f"is there, and mend the files or take them away{way_out}"
+            f"{self.count:,} of {len(self.samples):,} {self.split} images cannot be read{allowed}: {reasons}; look whether the "
+            f"disk is there, and mend the files or take them away{way_out}"
         )
 
 
