@@ -15,6 +15,7 @@ from design_lightning.callbacks.prediction_writer import PredictionWriter
 from design_lightning.callbacks.preemption_checkpoint import PreemptionCheckpoint
 from design_lightning.callbacks.random_states import RandomStates
 from design_lightning.callbacks.sign_flip_monitor import SignFlipMonitor
+from design_lightning.callbacks.terminate_on_nan import TerminateOnNaN
 from design_lightning.callbacks.throughput import Throughput
 from design_lightning.callbacks.throughput_progress_bar import ThroughputProgressBar
 from design_lightning.callbacks.two_stage_training import TwoStageTraining
@@ -34,6 +35,7 @@ __all__ = [
     "PreemptionCheckpoint",
     "RandomStates",
     "SignFlipMonitor",
+    "TerminateOnNaN",
     "Throughput",
     "ThroughputProgressBar",
     "TwoStageTraining",

@@ -37,13 +37,18 @@ def chosen_layers(callback: Callback, pl_module: LightningModule, pattern: str |
     return chosen
 
 
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether no process holds the whole weights: with DeepSpeed, FSDP and model parallelism."""
+    return isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy)
+
+
 def refuse_sharding(callback: Callback, trainer: Trainer) -> None:
     """Raises where a process does not hold the whole weights.
 
     Raises:
         ValueError: with DeepSpeed, FSDP and model parallelism.
     """
-    if isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy):
+    if is_sharded(trainer):
         raise ValueError(
             f"{type(callback).__name__} does not work with {type(trainer.strategy).__name__}, where no process holds the "
             "whole weights: use strategy 'ddp'"

@@ -125,6 +125,7 @@ class DesignCLI(LightningCLI):
             PredictionWriter,
             PreemptionCheckpoint,
             RandomStates,
+            TerminateOnNaN,
             Throughput,
             ThroughputProgressBar,
         )
@@ -138,6 +139,8 @@ class DesignCLI(LightningCLI):
             RandomStates,
             Throughput,
         ]
+        if self.subcommand == "fit":
+            defaults.append(TerminateOnNaN)
         if config.get("enable_progress_bar") is not False:
             defaults.append(ThroughputProgressBar)
         missing = [kind() for kind in defaults if not any(isinstance(callback, kind) for callback in given)]

@@ -73,8 +73,13 @@ def find_config(name: str) -> str:
 
     Raises:
         FileNotFoundError: if there is neither; names the nearest recipe.
+        ValueError: if the file is no text.
     """
     if Path(name).is_file():
+        try:
+            Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"the configuration {name!r} is no text: byte {error.start} is no UTF-8") from None
         return name
     files = dict(_files())
     known = name.removesuffix(".yaml").removeprefix("configs/")

@@ -248,7 +248,7 @@ class ImageData(LightningDataModule, ABC):
             batches = TensorBatches(samples, augmentation.padding, augmentation.hflip)
         else:
             batches = TransformedBatches(self._reader("train", samples), augmentation.train_transform(), training=True)
-        sampler = self._train_sampler(batches, world, rank)
+        sampler = self._train_sampler(samples, world, rank)
         loader = self._loader(SeededBatches(batches, self.seed), sampler, rank, ResumableLoader, self.drop_last)
         place, self._place = self._place, None
         if place:
@@ -261,9 +261,17 @@ class ImageData(LightningDataModule, ABC):
             cast(ResumableLoader, loader).start_behind(place["batches"])
         return loader
 
-    def _train_sampler(self, batches: Batches, world: int, rank: int) -> EpochSampler:
+    def _train_sampler(self, samples: Samples, world: int, rank: int) -> EpochSampler:
         """The order of training, and the part of this process."""
-        return EpochSampler(batches, world, rank, self.seed)
+        return EpochSampler(cast(Dataset, samples), world, rank, self.seed)
+
+    def training_names(self, batch: int) -> list[str]:
+        """The names of the images of a batch, counted from 0, of this process in the Trainer's epoch; not of other samplers."""
+        samples = self.samples("train")
+        sampler = self._train_sampler(samples, *self._processes())
+        sampler.set_epoch(0 if self.trainer is None else self.trainer.current_epoch)
+        indices = sampler.order()[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return [samples.name(index) for index in indices]
 
     def normalize(self, images: Tensor) -> Tensor:
         """The images of a batch as a model takes them, on the device where they are.

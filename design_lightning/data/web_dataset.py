@@ -1,10 +1,11 @@
 """Images in WebDataset shards: tar files, for clusters and stores where a million small files are slow."""
 
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
+
+from torch.utils.data import Dataset
 
 from design_lightning.data.base import ImageData
-from design_lightning.data.batches import Batches
 from design_lightning.data.folders import SPLIT_FOLDERS
 from design_lightning.data.samples import Samples
 from design_lightning.data.sampling import EpochSampler
@@ -74,12 +75,11 @@ class WebDataset(ImageData):
         self._store.check_sizes(found)
         return ShardSamples(self._store, splits[found].shards, self._store.table(found))
 
-    def _train_sampler(self, batches: Batches, world: int, rank: int) -> EpochSampler:
-        samples = batches.samples
+    def _train_sampler(self, samples: Samples, world: int, rank: int) -> EpochSampler:
         assert isinstance(samples, ShardSamples)
         self._check_cache(samples, world)
         fetch = samples.fetch if samples.is_remote else None
-        return ShardSampler(batches, world, rank, self.seed, samples.table.shard, self.window, fetch)
+        return ShardSampler(cast(Dataset, samples), world, rank, self.seed, samples.table.shard, self.window, fetch)
 
     def _check_cache(self, samples: ShardSamples, world: int) -> None:
         """Raises where the copies that are in use at a time do not fit."""
