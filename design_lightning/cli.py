@@ -85,17 +85,17 @@ def _help() -> str:
 
 
 def _ours(error: BaseException | None) -> BaseException | None:
-    """The deepest cause that this project raised, with a message made for the user; None if an error is not of ours.
+    """The first of an error and its causes that this project raised, with a message made for the user; None if there is none.
 
-    jsonargparse wraps what a constructor raises, and names it as the cause. An error from elsewhere keeps its traceback.
+    jsonargparse wraps what a constructor raises, and names it as the cause. Where this project wraps an error of its own, it says
+    more: of which file it is. An error from elsewhere keeps its traceback.
     """
     here = Path(__file__).resolve().parent
     homes = (here, here.parent / "callbacks")
-    found = None
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
         ours = frames and any(Path(frames[-1].filename).resolve().is_relative_to(home) for home in homes)
         if ours and isinstance(error, USERS_ERRORS):
-            found = error
+            return error
         error = error.__cause__
-    return found
+    return None
