@@ -33,7 +33,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from design_lightning.data import ImageFolder
-from design_lightning.data.batches import Batches
+from design_lightning.data.batches import Batches, Seeds
 from design_lightning.data.folders import unlabelled_images
 from design_lightning.data.samples import Samples
 from design_lightning.training.step_benchmark import machine
@@ -54,7 +54,7 @@ class PillowBatches(Batches):
         jitter = data.augmentation.color_jitter or None
         self.transform = create_transform(SIZE, is_training=True, color_jitter=jitter, interpolation="bilinear")
 
-    def images(self, indices: Sequence[int]) -> Tensor:
+    def images(self, indices: Sequence[int], seeds: Seeds | None = None) -> Tensor:
         return torch.stack([self.transform(self.samples.image(index).convert("RGB")) for index in indices])
 
 
