@@ -34,7 +34,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from design_lightning.data import ImageFolder, WebDataset
-from design_lightning.data.batches import Batches
+from design_lightning.data.batches import Batches, Seeds
 from design_lightning.data.folders import unlabelled_images
 from design_lightning.data.samples import Samples
 from design_lightning.data.shards.making import make_shards
@@ -56,7 +56,7 @@ class PillowBatches(Batches):
         jitter = data.augmentation.color_jitter or None
         self.transform = create_transform(SIZE, is_training=True, color_jitter=jitter, interpolation="bilinear")
 
-    def images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def images(self, indices: Sequence[int], seeds: Seeds | None = None) -> tuple[Tensor, Tensor]:
         images = [self.transform(self.samples.image(index).convert("RGB")) for index in indices]
         return torch.stack(images), torch.as_tensor(indices)
 

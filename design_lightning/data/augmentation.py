@@ -94,22 +94,21 @@ class Augmentation:
         return v2.Compose([v2.Resize(size, mode), v2.CenterCrop(self.image_size)])
 
 
-def augment_batch(images: Tensor, padding: int, hflip: float, generator: torch.Generator | None = None) -> Tensor:
+def augment_batch(images: Tensor, padding: int, hflip: float, draws: Tensor) -> Tensor:
     """Crops every image at its own place out of its zero-padded self, and flips some left to right.
 
     Args:
         images: uint8 `[B, C, H, W]`.
         padding: pixels of black on each side.
         hflip: the probability of a flip.
-        generator: of the draws; None draws from torch's global one.
+        draws: three numbers an image, uniform in `[0, 1)`: of its flip, its top and its left; `[B, 3]`.
 
     Returns:
         uint8 `[B, C, H, W]`.
     """
     batch, _, height, width = images.shape
-    flip = torch.rand(batch, generator=generator) < hflip
-    top = torch.randint(2 * padding + 1, (batch,), generator=generator)
-    left = torch.randint(2 * padding + 1, (batch,), generator=generator)
+    flip = draws[:, 0] < hflip
+    top, left = (draws[:, 1:] * (2 * padding + 1)).long().unbind(1)
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     rows = top[:, None] + torch.arange(height)
     columns = left[:, None] + torch.arange(width)

@@ -48,8 +48,9 @@ class ImageData(LightningDataModule, ABC):
     With several processes the evaluation loaders pad the last batches by samples labelled -100 (`IGNORE_LABEL`), so
     that each process has equally many; a model that masks negative labels counts every image once.
 
-    Training order and augmentation follow from `seed`, the epoch that Lightning sets and the batch, whatever the number of
-    workers; a run that is resumed within an epoch goes on with the next batch.
+    Training order follows from `seed` and the epoch that Lightning sets, and the augmentation of an image from these and the image:
+    neither the number of workers nor that of processes changes them. Two processes of 64 images a batch train on the batches of one
+    with 128. A run that is resumed within an epoch goes on with the next batch.
 
     Image files are decoded and transformed by torchvision; the policies of `auto_augment` are timm's. Images held in memory
     that need only a padded crop and a flip are augmented a batch at a time, several times faster.

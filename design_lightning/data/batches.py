@@ -19,6 +19,10 @@ from design_lightning.data.reading import ImageReader
 from design_lightning.data.samples import Samples, TensorSamples
 from design_lightning.data.sampling import IGNORE_LABEL
 
+Seeds = np.ndarray
+"""One seed an image: uint64 `[B]`."""
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
 
 def as_is(batch: Any) -> Any:
     """The `collate_fn` for a dataset whose `__getitems__` returns batches."""
@@ -37,12 +41,16 @@ class Batches(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """uint8 `[B, C, H, W]`, or float32, normalized; and int64 `[B]`: the sample of each image, -1 for none."""
+    def images(self, indices: Sequence[int], seeds: Seeds | None = None) -> tuple[Tensor, Tensor]:
+        """The images at `indices`, each augmented by draws that follow from its own seed; without seeds by any draws.
+
+        Returns:
+            uint8 `[B, C, H, W]`, or float32, normalized; and int64 `[B]`: the sample of each image, -1 for none.
+        """
         raise NotImplementedError
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        images, places = self.images(indices)
+    def __getitems__(self, indices: Sequence[int], seeds: Seeds | None = None) -> tuple[Tensor, Tensor]:
+        images, places = self.images(indices, seeds)
         return images, self.samples.labels[places].masked_fill(places < 0, IGNORE_LABEL)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -71,11 +79,13 @@ class TransformedBatches(Batches):
         self.transform = transform
         self.training = training
 
-    def images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def images(self, indices: Sequence[int], seeds: Seeds | None = None) -> tuple[Tensor, Tensor]:
         """uint8 `[B, C, S, S]`, or float32, as the transform gives them; and int64 `[B]`."""
         images, places = [], []
-        for index in indices:
+        for number, index in enumerate(indices):
             place, pixels = self._image(index)
+            if seeds is not None:
+                _seed_generators(int(seeds[number]))
             images.append(self.transform(pixels))
             places.append(place)
         return torch.stack(images), torch.tensor(places)
@@ -104,20 +114,23 @@ class TensorBatches(Batches):
         self._pixels = samples.images
         self.padding, self.hflip = padding, hflip
 
-    def images(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def images(self, indices: Sequence[int], seeds: Seeds | None = None) -> tuple[Tensor, Tensor]:
         """uint8 `[B, C, H, W]`, and the indices, int64 `[B]`."""
         places = torch.as_tensor(indices)
         images = self._pixels[places]
-        return (images if self.padding is None else augment_batch(images, self.padding, self.hflip)), places
+        if self.padding is None:
+            return images, places
+        draws = torch.rand(len(images), 3) if seeds is None else torch.from_numpy(uniforms(seeds, 3))
+        return augment_batch(images, self.padding, self.hflip, draws), places
 
 
 class SeededBatches(Dataset):
-    """Batches whose random transforms depend on the seed, the epoch and the first image, and on nothing else.
+    """Batches whose random transforms of an image depend on the seed, the epoch and the image, and on nothing else.
 
-    Neither the number of workers nor a resume within an epoch changes them.
+    Neither the number of processes, the size of their batches, the number of workers nor a resume within an epoch changes them.
 
     Args:
-        batches: N samples, augmented by draws from the global generators of torch, numpy and Python.
+        batches: N samples, augmented by draws from seeds, or from the global generators of torch (CPU), numpy and Python.
         seed: of the draws.
     """
 
@@ -132,23 +145,51 @@ class SeededBatches(Dataset):
     def __getitems__(self, places: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The batch at places of an `EpochSampler`: `epoch * N + index`."""
         count = len(self.batches)
-        indices = [place % count for place in places]
-        with _seeded(self.seed, places[0] // count, indices[0]):
-            return self.batches.__getitems__(indices)
+        seeds = image_seeds(self.seed, np.asarray(places) // count, np.asarray(places) % count)
+        with _generators_kept():
+            return self.batches.__getitems__([place % count for place in places], seeds)
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
         images, labels = self.__getitems__([place])
         return images[0], labels[0]
 
 
+def image_seeds(seed: int, epochs: np.ndarray, indices: np.ndarray) -> Seeds:
+    """A 64-bit seed for each of B images, uint64 `[B]`, of a seed and the images' epochs and indices, int64 `[B]`."""
+    mixed = splitmix64(np.array([seed % 2**64], dtype=np.uint64))
+    for numbers in (epochs, indices):
+        mixed = splitmix64(mixed ^ numbers.astype(np.uint64))
+    return mixed
+
+
+def uniforms(seeds: Seeds, count: int) -> np.ndarray:
+    """So many draws from `[0, 1)` for each of B seeds: float64 `[B, count]`."""
+    states = seeds[:, None] + np.arange(count, dtype=np.uint64) * GOLDEN
+    return (splitmix64(states) >> np.uint64(11)) * 2.0**-53
+
+
+def splitmix64(states: Seeds) -> Seeds:
+    """The numbers that a generator gives in these states, uint64 alike; for many images at once, where seeding a generator takes
+    microseconds an image.
+
+    Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
+    """
+    z = states + GOLDEN
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _seed_generators(seed: int) -> None:
+    torch.default_generator.manual_seed(seed >> 1)  # `torch.manual_seed` asks every kind of device, which takes longer
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+
+
 @contextmanager
-def _seeded(*numbers: int) -> Iterator[None]:
-    """Draws from the global generators follow from `numbers`, and those outside go on as if there had been none."""
+def _generators_kept() -> Iterator[None]:
+    """Afterwards the global generators go on as if nothing had been drawn."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    seeds = np.random.SeedSequence(numbers).generate_state(3)
-    torch.manual_seed(int(seeds[0]))
-    np.random.seed(seeds[1])
-    random.seed(int(seeds[2]))
     try:
         yield
     finally:

@@ -30,7 +30,7 @@ def augmentation(**options) -> Augmentation:
 
 def test_each_augmented_image_is_a_crop_of_the_padded_original_or_of_its_mirror():
     images = torch.randint(1, 256, (64, 3, 6, 5), dtype=torch.uint8)
-    augmented = augment_batch(images, padding=2, hflip=0.5)
+    augmented = augment_batch(images, padding=2, hflip=0.5, draws=torch.rand(len(images), 3))
     found, flipped = set(), 0
     for image, result in zip(images, augmented, strict=True):
         padded = torch.nn.functional.pad(image, (2, 2, 2, 2))
@@ -44,9 +44,9 @@ def test_each_augmented_image_is_a_crop_of_the_padded_original_or_of_its_mirror(
 
 
 def test_no_padding_and_no_flip_change_nothing():
-    images = torch.randint(0, 256, (8, 1, 6, 5), dtype=torch.uint8)
-    assert torch.equal(augment_batch(images, padding=0, hflip=0.0), images)
-    assert torch.equal(augment_batch(images, padding=0, hflip=1.0), images.flip(3))
+    images, draws = torch.randint(0, 256, (8, 1, 6, 5), dtype=torch.uint8), torch.rand(8, 3)
+    assert torch.equal(augment_batch(images, padding=0, hflip=0.0, draws=draws), images)
+    assert torch.equal(augment_batch(images, padding=0, hflip=1.0, draws=draws), images.flip(3))
 
 
 def test_bytes_are_normalized_as_timm_does():

@@ -5,9 +5,15 @@ import pytest
 import torch
 
 from design_lightning.data import FashionMNISTSubset
-from design_lightning.data.batches import PaddedBatches, TensorBatches, as_is
+from design_lightning.data.batches import PaddedBatches, SeededBatches, TensorBatches, as_is, splitmix64, uniforms
 from design_lightning.data.samples import TensorSamples, numbered
-from design_lightning.data.sampling import IGNORE_LABEL, PaddedEvalSampler, ResumableLoader, stratified_split
+from design_lightning.data.sampling import (
+    IGNORE_LABEL,
+    EpochSampler,
+    PaddedEvalSampler,
+    ResumableLoader,
+    stratified_split,
+)
 
 
 def batches_of(count: int) -> TensorBatches:
@@ -109,6 +115,51 @@ def test_another_batch_size_or_number_of_processes_within_an_epoch_is_refused() 
             ValueError, match=f"{processes} processes with batches of {batch_size}, this run has 1 with 500"
         ):
             data.train_dataloader()
+
+
+AUGMENTATIONS = ({"padding": 4}, {"padding": None}, {"auto_augment": "rand-m9-mstd0.5", "re_prob": 0.5})
+
+
+@pytest.mark.parametrize("options", AUGMENTATIONS, ids=("tensors", "resized", "policy"))
+def test_two_processes_see_the_images_of_one_as_it_sees_them(options: dict) -> None:
+    data = FashionMNISTSubset(image_size=28, seed=5, **options)
+    batches = data.train_dataloader().dataset
+
+    def dealt(rank: int, world: int) -> list[int]:
+        sampler = EpochSampler(batches, world, rank, seed=5)
+        sampler.set_epoch(2)
+        return list(sampler)
+
+    images, labels = batches.__getitems__(dealt(0, 1)[:12])
+    for rank in (0, 1):
+        halves = [batches.__getitems__(dealt(rank, 2)[start : start + 3]) for start in (0, 3)]
+        assert torch.equal(torch.cat([half[0] for half in halves]), images[rank::2])
+        assert torch.equal(torch.cat([half[1] for half in halves]), labels[rank::2])
+
+
+@pytest.mark.parametrize("options", AUGMENTATIONS, ids=("tensors", "resized", "policy"))
+def test_the_same_image_is_augmented_anew_with_the_epoch_the_seed_and_its_place(options: dict) -> None:
+    def images(seed: int, *places: int) -> torch.Tensor:
+        batches = FashionMNISTSubset(image_size=28, **options).train_dataloader().dataset
+        return SeededBatches(batches.batches, seed).__getitems__(places)[0]
+
+    count, first = 6000, images(0, 0, 1, 2, 3)
+    assert torch.equal(first, images(0, 0, 1, 2, 3))
+    assert not torch.equal(first, images(0, count, count + 1, count + 2, count + 3))
+    assert not torch.equal(first, images(1, 0, 1, 2, 3))
+    assert torch.equal(first, images(2**64, 0, 1, 2, 3)), "seeds count modulo 2^64"
+
+
+def test_draws_are_those_of_the_published_generator_and_uniform() -> None:
+    # The first two of java.util.SplittableRandom's algorithm from 1234567.
+    states = np.array([1234567, 1234567 + 0x9E3779B97F4A7C15], dtype=np.uint64)
+    assert splitmix64(states).tolist() == [6457827717110365317, 3203168211198807973]
+    draws = uniforms(splitmix64(np.arange(20000, dtype=np.uint64)), 3)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    for column in draws.T:
+        assert np.abs(np.histogram(column, 10, (0, 1))[0] / 2000 - 1).max() < 0.1  # 4.7 standard deviations
+    assert np.abs(np.corrcoef(draws.T) - np.eye(3)).max() < 0.03
 
 
 def test_augmentation_leaves_the_generators_outside_as_they_were() -> None:
