@@ -58,10 +58,10 @@ def main(args: Sequence[str] | None = None) -> None:
         import_plugins()
         importlib.import_module(COMMANDS[command][1]).main(command, args[1:])
     except USERS_ERRORS as error:
-        ours = _ours(error)
-        if os.environ.get(DEBUG) or ours is None:
+        own = ours(error)
+        if os.environ.get(DEBUG) or own is None:
             raise
-        fail(" ".join(str(ours).split()))
+        fail(" ".join(str(own).split()))
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -83,7 +83,7 @@ def _help() -> str:
     )
 
 
-def _ours(error: BaseException | None) -> BaseException | None:
+def ours(error: BaseException | None) -> BaseException | None:
     """The deepest cause that this project raised, with a message made for the user; None if an error is not of ours.
 
     jsonargparse wraps what a constructor raises, and names it as the cause. An error from elsewhere keeps its traceback.
@@ -93,8 +93,8 @@ def _ours(error: BaseException | None) -> BaseException | None:
     found = None
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
-        ours = frames and any(Path(frames[-1].filename).resolve().is_relative_to(home) for home in homes)
-        if ours and isinstance(error, USERS_ERRORS):
+        is_ours = frames and any(Path(frames[-1].filename).resolve().is_relative_to(home) for home in homes)
+        if is_ours and isinstance(error, USERS_ERRORS):
             found = error
         error = error.__cause__
     return found
