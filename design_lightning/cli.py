@@ -59,10 +59,10 @@ def main(args: Sequence[str] | None = None) -> None:
         import_plugins()
         importlib.import_module(COMMANDS[command][1]).main(command, args[1:])
     except USERS_ERRORS as error:
-        ours = _ours(error)
-        if os.environ.get(DEBUG) or ours is None:
+        own = ours(error)
+        if os.environ.get(DEBUG) or own is None:
             raise
-        fail(" ".join(str(ours).split()))
+        fail(" ".join(str(own).split()))
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -84,7 +84,7 @@ def _help() -> str:
     )
 
 
-def _ours(error: BaseException | None) -> BaseException | None:
+def ours(error: BaseException | None) -> BaseException | None:
     """The first of an error and its causes that this project raised, with a message made for the user; None if there is none.
 
     jsonargparse wraps what a constructor raises, and names it as the cause. Where this project wraps an error of its own, it says
@@ -94,8 +94,8 @@ def _ours(error: BaseException | None) -> BaseException | None:
     homes = (here, here.parent / "callbacks")
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
-        ours = frames and any(Path(frames[-1].filename).resolve().is_relative_to(home) for home in homes)
-        if ours and isinstance(error, USERS_ERRORS):
+        is_ours = frames and any(Path(frames[-1].filename).resolve().is_relative_to(home) for home in homes)
+        if is_ours and isinstance(error, USERS_ERRORS):
             return error
         error = error.__cause__
     return None

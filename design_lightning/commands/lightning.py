@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from design_lightning.cli import DEBUG, fail
+from design_lightning.commands.processes import one_fate, watch_
 from design_lightning.commands.recipes import find_config
 from design_lightning.training import AtomicCheckpointIO, DesignTrainer
 from design_lightning.training.checkpoint_files import PREEMPTED, is_exported, read_checkpoint
@@ -159,7 +160,12 @@ class DesignCLI(LightningCLI):
         trainer = super()._instantiate_trainer(config, [])
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        watch_(trainer)
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with one_fate(self.trainer):
+            super()._run_subcommand(subcommand)
 
     def before_validate(self) -> None:
         """Says so where random weights would be measured."""

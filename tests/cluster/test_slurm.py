@@ -1,4 +1,4 @@
-"""`design-train submit` on a real SLURM: a job that is pre-empted again and again ends with the weights of an undisturbed one."""
+"""`design-train submit` on a real SLURM: what is pre-empted ends like an undisturbed job, and what dies ends with its cause."""
 
 import os
 import shlex
@@ -109,3 +109,27 @@ def test_a_preempted_job_ends_with_the_weights_of_an_undisturbed_one(cluster: di
         assert done.returncode == 1
         assert refusal in done.stderr
         assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "cause"),
+    [
+        ("killed", "task 1: Killed"),
+        ("refuses", "design-train: error: process 1 of 2: the images are torch.uint8, where a network takes "),
+    ],
+)
+def test_a_task_that_dies_ends_the_job_with_its_cause(
+    cluster: dict[str, str], tmp_path: Path, how: str, cause: str
+) -> None:
+    dying = {"class_path": "dying.Dying", "init_args": {"rank": 1, "how": how}}
+    (tmp_path / "dying.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": [dying]}}, sort_keys=False))
+    job = submitted(cluster, tmp_path, "--folder", "dead", "--config", "dying.yaml")
+    facts = wait_for(job, cluster)
+    log = (tmp_path / "dead" / f"slurm-{job}.log").read_text()
+    assert facts["JobState"] == "FAILED", log
+    assert facts["Restarts"] == "0", log
+    assert cause in log
+    assert "Traceback" not in log
+    # Another attempt goes on behind the last step that was saved before.
+    assert torch.load(tmp_path / "dead" / "hpc_ckpt_1.ckpt", weights_only=True)["global_step"] == 4
