@@ -237,14 +237,7 @@ class ImageData(LightningDataModule, ABC):
             batches = TransformedBatches(samples, augmentation.train_transform(), self.channels)
         sampler = EpochSampler(batches, world, rank, self.seed)
         loader = self._loader(SeededBatches(batches, self.seed), sampler, rank, ResumableLoader, self.drop_last)
-        place, self._place = self._place, None
-        if place:
-            if place["batch_size"] != self.batch_size:
-                raise ValueError(
-                    f"the checkpoint stopped within an epoch of batches of {place['batch_size']}, this run has "
-                    f"{self.batch_size}; resume with the same batch_size, or from a checkpoint of an epoch's end"
-                )
-            cast(ResumableLoader, loader).start_behind(place["batches"])
+        self._go_on(cast(ResumableLoader, loader))
         return loader
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -277,8 +270,23 @@ class ImageData(LightningDataModule, ABC):
         return {"batches": done, "batch_size": self.batch_size} if is_within else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Has the next training loader go on from there."""
+        """Has the next training loader go on from there, or the one that is there where the strategy loads checkpoints late."""
         self._place = state_dict
+        if self.trainer is not None and self.trainer.strategy.restore_checkpoint_after_setup:
+            loader = self.trainer.train_dataloader
+            if isinstance(loader, ResumableLoader):
+                self._go_on(loader)
+
+    def _go_on(self, loader: ResumableLoader) -> None:
+        place, self._place = self._place, None
+        if not place:
+            return
+        if place["batch_size"] != self.batch_size:
+            raise ValueError(
+                f"the checkpoint stopped within an epoch of batches of {place['batch_size']}, this run has "
+                f"{self.batch_size}; resume with the same batch_size, or from a checkpoint of an epoch's end"
+            )
+        loader.start_behind(place["batches"])
 
     def val_dataloader(self) -> DataLoader:
         """In order."""
