@@ -1,12 +1,12 @@
 """What the callbacks share: which layers they look at, and where they do not work."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from design_lightning.binary import BinaryLayer
 from design_lightning.surgery import binary_layers
 from design_lightning.surgery.plan import matches
+from design_lightning.training.sharding import is_sharded
 
 
 def network_of(pl_module: LightningModule) -> nn.Module:
@@ -37,19 +37,16 @@ def chosen_layers(callback: Callback, pl_module: LightningModule, pattern: str |
     return chosen
 
 
-def is_sharded(trainer: Trainer) -> bool:
-    """Whether no process holds the whole weights: with DeepSpeed, FSDP and model parallelism."""
-    return isinstance(trainer.strategy, DeepSpeedStrategy | FSDPStrategy | ModelParallelStrategy)
-
-
-def refuse_sharding(callback: Callback, trainer: Trainer) -> None:
-    """Raises where a process does not hold the whole weights.
+def refuse_sharding(trainer: Trainer) -> None:
+    """Raises where a process does not hold the whole weights, which the callbacks need that have `needs_whole_weights`.
 
     Raises:
-        ValueError: with DeepSpeed, FSDP and model parallelism.
+        ValueError: names all these callbacks of the run at once; with DeepSpeed and FSDP1 whatever the callbacks are.
     """
-    if is_sharded(trainer):
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # the Trainer sets it in a connector
+    found = [type(callback).__name__ for callback in callbacks if getattr(callback, "needs_whole_weights", False)]
+    if is_sharded(trainer) and found:
         raise ValueError(
-            f"{type(callback).__name__} does not work with {type(trainer.strategy).__name__}, where no process holds the "
-            "whole weights: use strategy 'ddp'"
+            f"with {type(trainer.strategy).__name__} no process holds the whole weights, which these callbacks need: "
+            f"{', '.join(found)}; leave them out, or use strategy ddp"
         )

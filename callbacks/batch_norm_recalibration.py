@@ -32,7 +32,7 @@ class BatchNormRecalibration(Callback):
 
     Raises:
         ValueError: if an argument is out of range, the network has no batch norm with running statistics, there is no
-            training data to read, or the strategy shards weights.
+            training data to read, or the strategy is DeepSpeed or FSDP1.
     """
 
     def __init__(self, batches: int = 50, before: Sequence[Moment] = ("validation",)) -> None:
@@ -47,7 +47,7 @@ class BatchNormRecalibration(Callback):
         self.before = tuple(before)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
-        refuse_sharding(self, trainer)
+        refuse_sharding(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if not running_batch_norms(pl_module):

@@ -52,6 +52,8 @@ class ExportModel(Callback):
         ImportError: if a format's package is missing.
     """
 
+    needs_whole_weights = True
+
     def __init__(
         self,
         formats: Sequence[str] = ("safetensors",),
@@ -70,8 +72,10 @@ class ExportModel(Callback):
         for name in self.formats:
             check_format(name)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        refuse_sharding(trainer)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        refuse_sharding(self, trainer)
         network = network_of(pl_module)
         stages = {layer.stage for layer in binary_layers(network).values()}
         if self.formats != ("safetensors",) and stages - {"both"}:

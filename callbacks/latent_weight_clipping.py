@@ -30,7 +30,7 @@ class LatentWeightClipping(Callback):
 
     Raises:
         ValueError: if the bound is not positive, no binary layer matches, an averaging callback stands before this one or
-            `TwoStageTraining` behind it, or the strategy shards weights.
+            `TwoStageTraining` behind it, or the strategy is DeepSpeed or FSDP1.
     """
 
     def __init__(self, bound: float = 1.0, layers: str | None = None) -> None:
@@ -46,8 +46,10 @@ class LatentWeightClipping(Callback):
         """Tells two instances apart in a checkpoint."""
         return f"{type(self).__qualname__}[bound={self.bound}, layers={self.layers}]"
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        refuse_sharding(trainer)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        refuse_sharding(self, trainer)
         chosen_layers(self, pl_module, self.layers)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # the Trainer sets it in a connector
         for other in callbacks[: callbacks.index(self)]:

@@ -34,7 +34,7 @@ class PreemptionCheckpoint(Callback):
         every_n_steps: optimizer steps between two files; null writes at signals alone.
 
     Raises:
-        ValueError: if `every_n_steps` is not positive, a callback stands before this one, the strategy shards weights, or
+        ValueError: if `every_n_steps` is not positive, a callback stands before this one, the strategy is DeepSpeed or FSDP1, or
             `default_root_dir` has a checkpoint that Lightning would take in place of this one's.
     """
 
@@ -54,7 +54,7 @@ class PreemptionCheckpoint(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         if stage != "fit":
             return
-        refuse_sharding(self, trainer)
+        refuse_sharding(trainer)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]  # the Trainer sets it in a connector
         if callbacks[0] is not self:
             raise ValueError(

@@ -46,6 +46,8 @@ class SignFlipMonitor(Callback):
         ValueError: if an argument is out of range, no binary layer matches, or the strategy shards weights.
     """
 
+    needs_whole_weights = True
+
     def __init__(
         self,
         every_n_steps: int = 100,
@@ -86,8 +88,10 @@ class SignFlipMonitor(Callback):
             bits = np.unpackbits(packed.cpu().numpy(), count=int(np.prod(shape)))
             self._signs[name] = torch.from_numpy(bits).bool().view(shape)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        refuse_sharding(trainer)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        refuse_sharding(self, trainer)
         chosen_layers(self, pl_module, self.layers)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from design_lightning.callbacks._forward import images_of
-from design_lightning.callbacks._layers import is_sharded
 from design_lightning.training.batch_norm import running_batch_norms
 from design_lightning.training.checkpoint_files import PREEMPTED
+from design_lightning.training.sharding import is_sharded
 
 NAMED = 3
 """How many images or weights an error names."""

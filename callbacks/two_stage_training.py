@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from design_lightning.binary import DeSign, make_estimator
+from design_lightning.callbacks._layers import refuse_sharding
 from design_lightning.callbacks.kernel_annealing import KernelAnnealing
 from design_lightning.surgery import binary_layers, set_stage_
 from design_lightning.training.schedules import FractionSchedule, WarmUp, fraction_schedule, steps_of_epoch
@@ -44,7 +45,7 @@ class TwoStageTraining(Callback):
     Raises:
         ValueError: if a stage is wrong, one that is not the last has no end or the last has one, stages end in no ascending
             order, the module has no binary layer, or the optimizer, the scheduler or another callback does not go with a
-            stage. All of it is known when training starts.
+            stage, or the strategy is DeepSpeed or FSDP1. All of it is known when training starts.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class TwoStageTraining(Callback):
         """Sets the first stage, before the network is compiled or copied; a checkpoint that is loaded later brings its own."""
         if stage != "fit":
             return
+        refuse_sharding(trainer)
         if not binary_layers(pl_module):
             raise ValueError("TwoStageTraining found no binary layer; give the model a `binary` configuration")
         set_stage_(pl_module, self.stages[0].stage)
@@ -120,6 +122,8 @@ class TwoStageTraining(Callback):
             self._base_rates = [float(group.get("initial_lr", group["lr"])) for group in groups]
         self._check(trainer, pl_module)
         if self._is_resumed:
+            for layer in binary_layers(pl_module).values():
+                layer.stage = self.stages[self._index].stage  # sharded weights are loaded without it
             if self._without_gain >= self.patience:
                 self._ends[self._index] = trainer.global_step  # the plateau was found right before the checkpoint
             self._set_estimator(pl_module)

@@ -47,6 +47,8 @@ class BinaryWeightAveraging(EMAWeightAveraging):
         ValueError: if an argument is out of range, or the strategy shards weights.
     """
 
+    needs_whole_weights = True
+
     def __init__(
         self,
         decay: float = 0.999,
@@ -79,7 +81,7 @@ class BinaryWeightAveraging(EMAWeightAveraging):
         self._stale = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
-        refuse_sharding(self, trainer)
+        refuse_sharding(trainer)
         super().setup(trainer, pl_module, stage)
         self._swapped, self._stale = False, True
 

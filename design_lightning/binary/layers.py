@@ -138,6 +138,8 @@ class BinaryLayer(Keeping):
         Raises:
             ValueError: if there is no such stage.
         """
+        if type(state).__module__.startswith("torch.distributed"):
+            return  # a placeholder: weights are loaded into shards one by one, and no extra state
         stage: Any = state.get("stage") if isinstance(state, dict) else state
         if stage not in get_args(Stage):
             raise ValueError(f"unknown stage {stage!r} in a state dict: use one of {', '.join(get_args(Stage))}")

@@ -4,6 +4,7 @@ Each is a module: `signs(w)` and `scale(w)` give the two factors of its output, 
 bits and fold the scales. Weights are [O, ...]: everything but the first axis is the fan-in of an output channel.
 """
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from design_lightning.binary.keeping import Keeping
 def _mean_abs(w: Tensor) -> Tensor:
     """The mean of |w| of each output channel, float32 (float64 for such weights): [O]."""
     wide = w if w.dtype == torch.float64 else w.float()
-    return wide.abs().sum(fan_in_axes(w)) / w[0].numel()
+    return wide.abs().sum(fan_in_axes(w)) / math.prod(w.shape[1:])
 
 
 class WeightBinarizer(Float32State, Keeping):

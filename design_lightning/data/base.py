@@ -251,15 +251,7 @@ class ImageData(LightningDataModule, ABC):
             batches = TransformedBatches(self._reader("train", samples), augmentation.train_transform(), training=True)
         sampler = self._train_sampler(samples, world, rank)
         loader = self._loader(SeededBatches(batches, self.seed), sampler, rank, ResumableLoader, self.drop_last)
-        place, self._place = self._place, None
-        if place:
-            if (place["batch_size"], place["processes"]) != (self.batch_size, world):
-                raise ValueError(
-                    f"the checkpoint stopped within an epoch of {place['processes']} processes with batches of "
-                    f"{place['batch_size']}, this run has {world} with {self.batch_size}; resume with the same, or from a "
-                    "checkpoint of an epoch's end"
-                )
-            cast(ResumableLoader, loader).start_behind(place["batches"])
+        self._go_on(cast(ResumableLoader, loader))
         return loader
 
     def _train_sampler(self, samples: Samples, world: int, rank: int) -> EpochSampler:
@@ -305,8 +297,25 @@ class ImageData(LightningDataModule, ABC):
         return place if is_within else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Has the next training loader go on from there."""
+        """Has the next training loader go on from there, or the one that is there where the strategy loads checkpoints late."""
         self._place = state_dict
+        if self.trainer is not None and self.trainer.strategy.restore_checkpoint_after_setup:
+            loader = self.trainer.train_dataloader
+            if isinstance(loader, ResumableLoader):
+                self._go_on(loader)
+
+    def _go_on(self, loader: ResumableLoader) -> None:
+        place, self._place = self._place, None
+        if not place:
+            return
+        world, _ = self._processes()
+        if (place["batch_size"], place["processes"]) != (self.batch_size, world):
+            raise ValueError(
+                f"the checkpoint stopped within an epoch of {place['processes']} processes with batches of "
+                f"{place['batch_size']}, this run has {world} with {self.batch_size}; resume with the same, or from a "
+                "checkpoint of an epoch's end"
+            )
+        loader.start_behind(place["batches"])
 
     def val_dataloader(self) -> DataLoader:
         """In order."""

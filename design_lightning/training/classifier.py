@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -28,8 +29,10 @@ from design_lightning.training.groups import parameter_groups
 from design_lightning.training.image_classifier import ImageClassifier
 from design_lightning.training.mixing import MixupCutmix
 from design_lightning.training.per_group import PerGroupOptimizer
+from design_lightning.training.processes import mean_over_processes
 from design_lightning.training.rate import LearningRate
 from design_lightning.training.schedules import CosineDecay
+from design_lightning.training.sharding import is_sharded, shard_, take_buffers_of_first_process_
 
 FORMAT_VERSION = 1
 
@@ -37,8 +40,9 @@ FORMAT_VERSION = 1
 class DesignClassifier(ImageClassifier):
     """Trains a binarized timm network on images [B, C, H, W] with labels [B].
 
-    Logged: `train/loss`, `train/top1`, and what `ImageClassifier` logs. With a teacher also the terms of `train/loss` before they
-    are weighted, `train/distillation` and `train/attention`. Of a mixed image `train/top1` counts the class with the larger share.
+    Logged, over all processes: `train/loss`, `train/top1`, and what `ImageClassifier` logs. With a teacher also the terms of
+    `train/loss` before they are weighted, `train/distillation` and `train/attention`. Of a mixed image `train/top1` counts the
+    class with the larger share.
 
     A checkpoint holds what rebuilds the network (`load_from_checkpoint(path)` needs nothing else, and downloads no
     weights); optimizer and scheduler are rebuilt from the configuration that `design-train` saves beside it.
@@ -153,8 +157,9 @@ class DesignClassifier(ImageClassifier):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the state of a loss (class weights) from a checkpoint only where this module has the same loss."""
         own = self.state_dict().keys()
-        for key in [k for k in checkpoint["state_dict"] if k.startswith("loss.") and k not in own]:
-            del checkpoint["state_dict"][key]
+        weights = checkpoint.get("state_dict", {})  # none where the strategy loads them itself
+        for key in [k for k in weights if k.startswith("loss.") and k not in own]:
+            del weights[key]
 
     def setup(self, stage: str) -> None:
         """Loads the teacher and compiles the backbone, where asked for: after surgery, and after a callback copied the module."""
@@ -170,6 +175,24 @@ class DesignClassifier(ImageClassifier):
             )
         if self._compile and stage == "fit" and self.backbone._compiled_call_impl is None:
             self.backbone.compile()
+
+    def configure_model(self) -> None:
+        """Shards the weights, where the strategy is `ModelParallelStrategy`.
+
+        Raises:
+            ValueError: with a strategy in which binary layers do not work; names those that do.
+        """
+        if self._trainer is not None and is_sharded(self.trainer):
+            shard_(self.backbone, cast(ModelParallelStrategy, self.trainer.strategy))
+            if any(True for _ in self.loss.parameters()):
+                shard_(self.loss, cast(ModelParallelStrategy, self.trainer.strategy))
+
+    def on_validation_start(self) -> None:
+        """Has all processes validate one network, where each has batch-norm statistics of its own images."""
+        if is_sharded(self.trainer):
+            take_buffers_of_first_process_(self.backbone)
+
+    on_test_start = on_validation_start
 
     def teardown(self, stage: str) -> None:
         """Lets go of the teacher."""
@@ -202,14 +225,17 @@ class DesignClassifier(ImageClassifier):
         if self.mixing is not None:
             images, targets = self.mixing(images, labels, self.num_classes, self.current_epoch)
             labels = targets.argmax(-1)
+        terms: dict[str, Tensor] = {}
         if self._distiller is None:
             logits = self(images)
             loss: Tensor = self.loss(logits, targets)
         else:
             logits, terms = self._distiller(self, images)
             loss = self._distiller.weigh(terms, lambda: self.loss(logits, targets))
-            self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()})
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        logged = {"loss": loss, **terms}
+        means = mean_over_processes(torch.stack([value.detach() for value in logged.values()]))
+        for name, value in zip(logged, means.unbind(), strict=True):
+            self.log(f"train/{name}", value, prog_bar=name == "loss")
         self.train_accuracy.update(logits.detach(), labels)
         self.log_dict(self.train_accuracy, on_step=False, on_epoch=True)
         return loss

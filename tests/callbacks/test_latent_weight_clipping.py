@@ -1,12 +1,10 @@
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -217,13 +215,6 @@ def test_nothing_to_clip_is_an_error(
 def test_averaging_before_clipping_is_an_error(trainer: Callable[..., Trainer]) -> None:
     with pytest.raises(ValueError, match="BinaryWeightAveraging stands before LatentWeightClipping"):
         trainer(BinaryWeightAveraging(), LatentWeightClipping()).fit(Small(), data())
-
-
-@pytest.mark.parametrize("strategy", [DeepSpeedStrategy, FSDPStrategy])
-def test_sharded_weights_are_an_error(strategy: type) -> None:
-    pretended: Any = SimpleNamespace(strategy=strategy.__new__(strategy))
-    with pytest.raises(ValueError, match=f"LatentWeightClipping does not work with {strategy.__name__}"):
-        LatentWeightClipping().on_fit_start(pretended, Small())
 
 
 def test_yaml_finds_it_by_its_bare_name(run_with_yaml: Callable[..., None]) -> None:

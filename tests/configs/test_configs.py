@@ -32,6 +32,11 @@ ARITHMETIC = re.compile(
     r"(?P<images>[\d,]+)(?: images)? / (?P<divisor>\d+) = (?P<epoch>[\d,]+) steps an epoch; "
     r"(?P<epochs>[\d,]+) epochs = (?P<steps>[\d,]+) steps"
 )
+SCALED = re.compile(
+    r"On (?P<gpus>\d+) GPUs x (?P<each>\d+) = (?P<batch>[\d,]+) images, by the rule of cluster/slurm and not tried: "
+    r"`--model\.optimizer\.lr (?P<lr>[\d.e-]+)(?P<warmup> --model\.warmup_epochs 5)?`"
+    r" \((?P<rule>SGD's 4 times|Adam's root of 4)(?:; (?P<last>[\d.e-]+) in the last stage)?\)"
+)
 SMALL = ["--data.batch_size", "2", "--data.num_workers", "0", "--trainer.accelerator", "cpu"]
 ONE_STEP = ["--trainer.max_steps", "1", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
 
@@ -191,6 +196,28 @@ def test_arithmetic_of_a_header_is_that_of_its_values(file: Path) -> None:
     assert number(found["steps"]) == number(found["epoch"]) * number(found["epochs"])
 
 
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.stem.endswith("_imagenet")], ids=lambda file: file.stem
+)
+def test_header_says_the_rate_for_four_times_as_many_gpus(file: Path) -> None:
+    found = SCALED.search(" ".join(header(file)))
+    arithmetic = ARITHMETIC.search(" ".join(header(file)))
+    assert found
+    assert arithmetic
+    recipe = parsed(file)
+    model, optimizer = recipe["model"]["init_args"], recipe["model"]["init_args"]["optimizer"]
+    gpus, each, batch = int(found["gpus"]), int(found["each"]), int(found["batch"].replace(",", ""))
+    assert each == recipe["data"]["init_args"]["batch_size"]
+    assert gpus * each == batch == 4 * int(arithmetic["divisor"])
+    factor = {"SGD": 4, "Adam": 2}[optimizer["class_path"]]
+    assert found["rule"].startswith(optimizer["class_path"])
+    assert float(found["lr"]) == pytest.approx(factor * optimizer["init_args"]["lr"])
+    assert bool(found["warmup"]) != ("warmup_epochs" in model)
+    callbacks = {callback["class_path"]: callback.get("init_args", {}) for callback in recipe["trainer"]["callbacks"]}
+    rates = [stage["lr"] for stage in callbacks.get("TwoStageTraining", {}).get("stages", []) if "lr" in stage]
+    assert ([float(found["last"])] if found["last"] else []) == [pytest.approx(factor * rate) for rate in rates]
+
+
 @each_recipe
 def test_recipe_logs_below_runs_under_its_own_name(file: Path) -> None:
     trainer = parsed(file)["trainer"]
@@ -198,17 +225,19 @@ def test_recipe_logs_below_runs_under_its_own_name(file: Path) -> None:
     assert trainer["default_root_dir"] == f"{logger['save_dir']}/{logger['name']}" == f"runs/{file.stem}"
 
 
-def test_imagenet_trains_in_the_two_stages_of_its_header(
+def test_imagenet_trains_in_the_two_stages_of_its_header_and_with_the_rate_of_more_gpus(
     tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     file = FOLDER / "resnet18_imagenet.yaml"
-    stage_one, stage_two = re.findall(r"`(--model\.\S+ [^`]+)`", " ".join(header(file)))
+    stage_one, stage_two, more_gpus = re.findall(r"`(--model\.\S+ [^`]+)`", " ".join(header(file)))
     rest = [*tiny_data("ImageFolder"), *SMALL, *ONE_STEP, *smaller(file)]
     main(["fit", "--config", str(file), *stage_one.split(), *rest])
     checkpoint = "runs/resnet18_imagenet/version_0/checkpoints/best.ckpt"
     main(["fit", "--config", str(file), *stage_two.replace("CHECKPOINT", checkpoint).split(), *rest])
-    one, two = (parsed(tmp_path / f"runs/resnet18_imagenet/version_{i}/config.yaml")["model"] for i in range(2))
+    main(["fit", "--config", str(file), *more_gpus.split(), *rest])
+    one, two, four = (parsed(tmp_path / f"runs/resnet18_imagenet/version_{i}/config.yaml")["model"] for i in range(3))
+    assert (four["init_args"]["optimizer"]["init_args"]["lr"], four["init_args"]["warmup_epochs"]) == (5e-3, 5)
     assert one["init_args"]["optimizer"]["init_args"]["weight_decay"] == 1e-5
     assert one["init_args"]["latent_weight_decay"] == 1e-5
     assert (one["init_args"]["binary"]["stage"], two["init_args"]["binary"]["stage"]) == ("activations", "both")
