@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
-
 from study import ROOT, Run
 from training import LOGS, call, shown
 

@@ -168,9 +168,8 @@ def verdict(phases: Phases, compared: Sequence[Comparison]) -> str:
             found = next(c for c in compared if (c.network, c.arm, c.other) == (network.name, best, other))
             primary.append(found)
             says = "holds" if found.holds else "does not hold"
-            lines.append(
-                f"- `{best}` is better than `{other}` on {network.name}: **{says}** ({_signed(found.difference)}, p = {found.p:.2g})"
-            )
+            figures = f"{_signed(found.difference)}, p = {found.p:.2g}"
+            lines.append(f"- `{best}` is better than `{other}` on {network.name}: **{says}** ({figures})")
     whole = "holds" if all(c.holds for c in primary) else "does not hold"
     lines.append(f"- All of it, which is the claim: **{whole}**")
     return "\n".join(lines)

@@ -1,18 +1,18 @@
 """The study of accuracy: DeSign beside Sign and beside a mere shift, through `design-train fit`; protocol.md says what and why.
 
     python -m zipfile -e ../shared/data/cifar10-imagefolder.zip data/
-    python benchmarks/accuracy/run.py screening                # start it once a core; both share the work, and go on where it stopped
+    python benchmarks/accuracy/run.py screening      # start it once a core: they share the work, and go on where it stopped
     python benchmarks/accuracy/run.py confirmation
     python benchmarks/accuracy/run.py affine_off
-    python benchmarks/accuracy/report.py                       # tables and plots of what there is
+    python benchmarks/accuracy/report.py             # tables and plots of what there is
 
     python benchmarks/accuracy/run.py screening --dry_run      # what would run, for how long, and each command
     python benchmarks/accuracy/run.py screening --only '*/vgg_small/*/rsign/*'
 
 Writes a row a run to benchmarks/results/accuracy_PHASE.csv, with the command that makes it anew: paste it into a shell at the
-repository's root. A run counts as done if its row has the configuration that it has now. A process may be killed at any time: what
-it trained is begun anew. Processes on several machines take a `--shard` each, and need the rows of the others in their tables for the
-next step. The exit code is 1 if a run failed, 2 if what a phase needs is missing.
+repository's root. A run counts as done if its row has the configuration that it has now. A process may be killed at any time: the
+run that it was at is begun anew. Processes on several machines take a `--shard` each, and need each other's rows in their tables
+for the next step. The exit code is 1 if a run failed, 2 if what a phase needs is missing.
 """
 
 import argparse

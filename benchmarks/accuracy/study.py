@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,6 +20,12 @@ STARTING_SECONDS = 25  # of a run: imports, and 50,000 small files that are deco
 EVALUATING = 2.5  # images evaluated in the time of one trained on
 
 
+@cache
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values
+
+
 @dataclass(frozen=True)
 class Network:
     """A network: its configuration beside this file, and how many images a second one core trains on."""
@@ -29,8 +36,7 @@ class Network:
 
     def base(self) -> dict[str, Any]:
         """Its configuration, to which a run adds options."""
-        base: dict[str, Any] = yaml.safe_load((FOLDER / self.config).read_text(encoding="utf-8"))
-        return base
+        return _read(FOLDER / self.config)
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ class Run:
         flat = [part for key, value in options.items() for part in (f"--{key}", _as_argument(value))]
         return ["design-train", "fit", "--config", str(config), *flat]
 
-    @property
+    @cached_property
     def config(self) -> str:
         """A hash over all that decides what the run does, but for the code."""
         text = json.dumps([self.network.base(), self.options()], sort_keys=True)

@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import IO, Any
 
 import yaml
-
 from results import Row
 from study import ROOT, Run
 
