@@ -421,17 +421,18 @@ class TestReport:
 
 
 TINY = """
+short: &short {data.batch_size: 10, trainer.limit_train_batches: 2, trainer.log_every_n_steps: 1}
 networks:
   tiny: {config: vgg_small.yaml, images_per_second: 225}
 rates: [0.003, 0.01]
 budgets:
   screening:
     split: held-out
-    options: {data.val_size: 10, data.batch_size: 10, trainer.max_epochs: 1, trainer.limit_train_batches: 2, trainer.log_every_n_steps: 1}
+    options: {data.val_size: 10, trainer.max_epochs: 1, <<: *short}
     evaluated: 10
   confirmation:
     split: test
-    options: {data.val_size: null, data.batch_size: 10, trainer.max_epochs: 2, trainer.limit_train_batches: 2, trainer.log_every_n_steps: 1}
+    options: {data.val_size: null, trainer.max_epochs: 2, <<: *short}
     evaluated: 10
 seeds: {screening: [0], confirmation: [101, 102], affine_off: [201]}
 judges: [sign]
