@@ -238,7 +238,7 @@ def draw_repeated(compared: Sequence[Comparison], path: Path) -> None:
             [c.difference.mean for c in of], places, xerr=[c.difference.half for c in of], fmt="o", label=network
         )
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    _finish(figure, axes, "test top-1, paired difference with its 95 % interval, points", path)
+    _finish(figure, axes, "test top-1, paired difference, points (95 %)", path)
 
 
 def _finish(figure: Any, axes: Any, label: str, path: Path) -> None:

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -513,6 +514,24 @@ class TestRunner:
         assert done == []
         assert runner.once(first, "screening", "", wait=True)
         assert done == [first.name]
+
+    def test_a_run_stays_claimed_while_its_training_outlives_a_killed_runner(self, tmp_path: Path) -> None:
+        runner = (
+            "import os, subprocess, sys; from pathlib import Path; import results\n"
+            "with results.claim(Path(sys.argv[1]), 'run') as claim:\n"
+            "    training = subprocess.Popen(['sleep', '60'], pass_fds=[claim.fileno()], stdout=subprocess.DEVNULL)\n"
+            "    print(training.pid, flush=True)\n"
+            "    os.kill(os.getpid(), 9)\n"
+        )
+        path = os.pathsep.join(["benchmarks/accuracy", os.environ.get("PYTHONPATH", "")])
+        command = [sys.executable, "-c", runner, str(tmp_path)]
+        killed = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        with results.claim(tmp_path, "run") as claim:
+            assert claim is None
+        os.kill(int(killed.stdout), signal.SIGKILL)
+        with results.claim(tmp_path, "run", wait=True) as claim:
+            assert claim is not None
 
     def test_a_failure_is_told_and_ends_the_phase_behind_the_step(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
