@@ -29,6 +29,7 @@ class CifarResNet(nn.Module):
         double_shortcut: a shortcut around each 3x3 convolution; else one around each block of two.
         shortcut: where the channels change: `conv`, a strided 1x1 convolution and a norm; `avg`, an average pool, a 1x1
             convolution and a norm; `pad`, every second pixel and channels of zeros, without parameters.
+        norm_affine: whether the batch norms learn a scale and a shift.
         act_layer: the activations, a class or a name that timm knows.
         global_pool: as in timm; an empty text goes with num_classes=0 alone.
         drop_rate: dropout before the classifier.
@@ -46,6 +47,7 @@ class CifarResNet(nn.Module):
         width: float = 1.0,
         double_shortcut: bool = True,
         shortcut: Shortcut = "conv",
+        norm_affine: bool = True,
         act_layer: str | type[nn.Module] = nn.Hardtanh,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
@@ -60,7 +62,7 @@ class CifarResNet(nn.Module):
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.bn1 = nn.BatchNorm2d(widths[0], affine=norm_affine)
         self.act1 = activation()
         self.feature_info = [{"num_chs": widths[0], "reduction": 1, "module": "act1"}]
         fan_in = widths[0]
@@ -68,7 +70,7 @@ class CifarResNet(nn.Module):
             stage = nn.Sequential()
             for block in range(count):
                 stride = 2 if block == 0 and i > 0 else 1
-                stage.append(BasicBlock(fan_in, out, stride, activation, double_shortcut, shortcut))
+                stage.append(BasicBlock(fan_in, out, stride, activation, double_shortcut, shortcut, norm_affine))
                 fan_in = out
             self.add_module(f"layer{i + 1}", stage)
             self.feature_info.append({"num_chs": out, "reduction": 2**i, "module": f"layer{i + 1}"})
@@ -124,17 +126,20 @@ class BasicBlock(nn.Module):
         activation: type[nn.Module],
         double_shortcut: bool,
         shortcut: Shortcut,
+        norm_affine: bool,
     ) -> None:
         super().__init__()
         self.double_shortcut = double_shortcut
         self.conv1 = nn.Conv2d(fan_in, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = nn.BatchNorm2d(channels, affine=norm_affine)
         self.act1 = activation()
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = nn.BatchNorm2d(channels, affine=norm_affine)
         self.act2 = activation()
         changes = stride != 1 or fan_in != channels
-        self.downsample: nn.Module = _downsample(fan_in, channels, stride, shortcut) if changes else nn.Identity()
+        self.downsample: nn.Module = (
+            _downsample(fan_in, channels, stride, shortcut, norm_affine) if changes else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         shortcut = self.downsample(x)
@@ -166,14 +171,18 @@ class PadShortcut(nn.Module):
         return f"stride={self.stride}, channels=+{self.before + self.behind}"
 
 
-def _downsample(fan_in: int, channels: int, stride: int, shortcut: Shortcut) -> nn.Module:
+def _downsample(fan_in: int, channels: int, stride: int, shortcut: Shortcut, norm_affine: bool) -> nn.Module:
     if shortcut == "pad":
         return PadShortcut(fan_in, channels, stride)
     if shortcut == "avg" and stride > 1:
         # With odd sizes the last window hangs over the border, and averages what is inside.
         pool = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
-        return nn.Sequential(pool, nn.Conv2d(fan_in, channels, 1, bias=False), nn.BatchNorm2d(channels))
-    return nn.Sequential(nn.Conv2d(fan_in, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels))
+        return nn.Sequential(
+            pool, nn.Conv2d(fan_in, channels, 1, bias=False), nn.BatchNorm2d(channels, affine=norm_affine)
+        )
+    return nn.Sequential(
+        nn.Conv2d(fan_in, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels, affine=norm_affine)
+    )
 
 
 default_cfgs = generate_default_cfgs(

@@ -31,6 +31,7 @@ class CifarVGG(nn.Module):
         width: factor of every layer's width.
         hidden: widths of the linear layers before the classifier.
         norm_logits: a batch norm behind the classifier, as in `bnn_vgg`.
+        norm_affine: whether the batch norms learn a scale and a shift.
         act_layer: the activations, a class or a name that timm knows.
         global_pool: what comes between the last stage and the linear layers: `grid` takes its 4 x 4 pixels side by side
             (as they are with 32 x 32 images; averaged to 4 x 4 with larger ones), and the names of timm (`avg`, `max`, ...)
@@ -48,6 +49,7 @@ class CifarVGG(nn.Module):
         width: float = 1.0,
         hidden: tuple[int, ...] = (),
         norm_logits: bool = False,
+        norm_affine: bool = True,
         act_layer: str | type[nn.Module] = nn.Hardtanh,
         global_pool: str = "grid",
         drop_rate: float = 0.0,
@@ -58,10 +60,14 @@ class CifarVGG(nn.Module):
         self.in_chans = in_chans
         self.num_features = channels[-1]
         self.norm_logits = norm_logits
+        self.norm_affine = norm_affine
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
         self.stages = nn.Sequential(
-            *(_stage(fan_in, c, activation) for fan_in, c in zip([in_chans, *channels[:-1]], channels, strict=True))
+            *(
+                _stage(fan_in, c, activation, norm_affine)
+                for fan_in, c in zip([in_chans, *channels[:-1]], channels, strict=True)
+            )
         )
         self.feature_info = [
             {"num_chs": c, "reduction": 2 ** (i + 1), "module": f"stages.{i}"} for i, c in enumerate(channels)
@@ -90,7 +96,7 @@ class CifarVGG(nn.Module):
         self.hidden = nn.Sequential()
         for i, out in enumerate(self.hidden_widths if global_pool else [], start=1):
             self.hidden.add_module(f"linear{i}", nn.Linear(features, out, bias=False))
-            self.hidden.add_module(f"norm{i}", nn.BatchNorm1d(out))
+            self.hidden.add_module(f"norm{i}", nn.BatchNorm1d(out, affine=self.norm_affine))
             self.hidden.add_module(f"act{i}", self._activation())
             features = out
         self.head_hidden_size = features
@@ -102,7 +108,7 @@ class CifarVGG(nn.Module):
             self.fc_norm: nn.Module = nn.Identity()
             return
         self.fc = nn.Linear(self.head_hidden_size, self.num_classes, bias=not self.norm_logits)
-        self.fc_norm = nn.BatchNorm1d(self.num_classes) if self.norm_logits else nn.Identity()
+        self.fc_norm = nn.BatchNorm1d(self.num_classes, affine=self.norm_affine) if self.norm_logits else nn.Identity()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """timm's groups of layers, for a learning rate that decays with the depth."""
@@ -145,15 +151,15 @@ class CifarVGG(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _stage(fan_in: int, channels: int, activation: type[nn.Module]) -> nn.Sequential:
+def _stage(fan_in: int, channels: int, activation: type[nn.Module], norm_affine: bool) -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(fan_in, channels, 3, padding=1, bias=False),
-            norm1=nn.BatchNorm2d(channels),
+            norm1=nn.BatchNorm2d(channels, affine=norm_affine),
             act1=activation(),
             conv2=nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             pool=nn.MaxPool2d(2),
-            norm2=nn.BatchNorm2d(channels),
+            norm2=nn.BatchNorm2d(channels, affine=norm_affine),
             act2=activation(),
         )
     )

@@ -86,6 +86,14 @@ class TestEveryNetwork:
             if isinstance(hidden, nn.Linear):
                 assert narrow.out_features == hidden.out_features // 4
 
+    def test_norms_without_a_learned_scale_and_shift(self, name: str) -> None:
+        model = create(name, norm_affine=False)
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        assert len(norms) == len([m for m in create(name).modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)])
+        assert all(norm.weight is None and norm.bias is None for norm in norms)
+        learned = sum(2 * norm.num_features for norm in norms)
+        assert parameters(create(name)) - parameters(model) == learned > 0
+
     @pytest.mark.parametrize("width", [0.0, -1.0])
     def test_a_width_that_is_not_positive_is_named(self, name: str, width: float) -> None:
         with pytest.raises(ValueError, match=f"width must be positive, not {width}"):
