@@ -21,6 +21,7 @@ COMMANDS = {
     "test": ("measure a checkpoint on the test images, class by class", "design_lightning.commands.lightning"),
     "predict": ("write a CSV of path, label and probability for images", "design_lightning.commands.lightning"),
     "export": ("write a checkpoint as packed, ONNX and OpenVINO files", "design_lightning.commands.export"),
+    "summary": ("show a network stage by stage: bits, operations, bytes", "design_lightning.commands.summary"),
     "sensitivity": ("measure what each layer loses by being binary", "design_lightning.commands.sensitivity"),
     "design": ("search for a threshold kernel on images", "design_lightning.commands.design"),
     "gallery": ("draw one image through every published kernel", "design_lightning.commands.gallery"),
