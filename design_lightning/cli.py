@@ -29,6 +29,7 @@ COMMANDS = {
         "time training steps, or inference, beside the float network's",
         "design_lightning.commands.benchmark",
     ),
+    "plugins": ("list the plugins that are installed, and what they add", "design_lightning.commands.plugins"),
     "recipes": ("list the packaged configurations", "design_lightning.commands.recipes"),
 }
 """From a command to its line of help and the module whose `main(command, args)` runs it."""
@@ -56,7 +57,8 @@ def main(args: Sequence[str] | None = None) -> None:
     from design_lightning.commands.plugins import import_plugins
 
     try:
-        import_plugins()
+        if command != "plugins":  # which looks at what each of them adds
+            import_plugins()
         importlib.import_module(COMMANDS[command][1]).main(command, args[1:])
     except USERS_ERRORS as error:
         ours = _ours(error)
