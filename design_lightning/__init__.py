@@ -14,7 +14,7 @@ from design_lightning._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from design_lightning import binary, data, export, kernels, models, surgery, training
-    from design_lightning.binary import BinaryConv2d, BinaryLinear, DeSign, RSign, Sign, keep_for_backward_
+    from design_lightning.binary import BinaryConv2d, BinaryLinear, DeSign, RSign, Sign, keep_for_backward_, register
     from design_lightning.export import convert_, export_model, load, open_exported, save
     from design_lightning.kernels import ThresholdKernel
     from design_lightning.surgery import BinarizationReport, BinaryConfig, binarize_, set_stage_, unbinarize_
@@ -44,6 +44,7 @@ __all__ = [
     "load",
     "models",
     "open_exported",
+    "register",
     "save",
     "set_stage_",
     "surgery",
@@ -55,7 +56,9 @@ __getattr__, __dir__ = lazy_attributes(
     __name__,
     {
         **{name: f".{name}" for name in ("binary", "data", "export", "kernels", "models", "surgery", "training")},
-        **dict.fromkeys(("BinaryConv2d", "BinaryLinear", "DeSign", "RSign", "Sign", "keep_for_backward_"), ".binary"),
+        **dict.fromkeys(
+            ("BinaryConv2d", "BinaryLinear", "DeSign", "RSign", "Sign", "keep_for_backward_", "register"), ".binary"
+        ),
         **dict.fromkeys(("convert_", "export_model", "load", "open_exported", "save"), ".export"),
         "ThresholdKernel": ".kernels",
         **dict.fromkeys(("BinarizationReport", "BinaryConfig", "binarize_", "set_stage_", "unbinarize_"), ".surgery"),

@@ -21,6 +21,7 @@ COMMANDS = {
     "test": ("measure a checkpoint on the test images, class by class", "design_lightning.commands.lightning"),
     "predict": ("write a CSV of path, label and probability for images", "design_lightning.commands.lightning"),
     "export": ("write a checkpoint as packed, ONNX and OpenVINO files", "design_lightning.commands.export"),
+    "summary": ("show a network stage by stage: bits, operations, bytes", "design_lightning.commands.summary"),
     "sensitivity": ("measure what each layer loses by being binary", "design_lightning.commands.sensitivity"),
     "design": ("search for a threshold kernel on images", "design_lightning.commands.design"),
     "gallery": ("draw one image through every published kernel", "design_lightning.commands.gallery"),
@@ -29,6 +30,7 @@ COMMANDS = {
         "design_lightning.commands.benchmark",
     ),
     "shard": ("pack images in folders into WebDataset shards", "design_lightning.commands.shard"),
+    "plugins": ("list the plugins that are installed, and what they add", "design_lightning.commands.plugins"),
     "recipes": ("list the packaged configurations", "design_lightning.commands.recipes"),
 }
 """From a command to its line of help and the module whose `main(command, args)` runs it."""
@@ -56,7 +58,8 @@ def main(args: Sequence[str] | None = None) -> None:
     from design_lightning.commands.plugins import import_plugins
 
     try:
-        import_plugins()
+        if command != "plugins":  # which looks at what each of them adds
+            import_plugins()
         importlib.import_module(COMMANDS[command][1]).main(command, args[1:])
     except USERS_ERRORS as error:
         own = ours(error)

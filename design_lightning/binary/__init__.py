@@ -16,6 +16,7 @@ from design_lightning.binary.estimators import (
 from design_lightning.binary.functional import binarize, sign
 from design_lightning.binary.keeping import Keeps, keep_for_backward_
 from design_lightning.binary.layers import BinaryConv2d, BinaryLayer, BinaryLinear, PaddingValue, Stage
+from design_lightning.binary.registry import register
 from design_lightning.binary.weights import (
     WEIGHT_BINARIZERS,
     IRNetWeight,
@@ -63,5 +64,6 @@ __all__ = [
     "make_companion",
     "make_estimator",
     "make_weight_binarizer",
+    "register",
     "sign",
 ]

@@ -262,4 +262,6 @@ class DeSign(BinaryActivation):
         return ", ".join(parts)
 
 
-ACTIVATIONS: dict[str, type[BinaryActivation]] = {"design": DeSign, "sign": Sign, "rsign": RSign}
+OWN_ACTIVATIONS: dict[str, type[BinaryActivation]] = {"design": DeSign, "sign": Sign, "rsign": RSign}
+"""Those whose thresholds an export knows."""
+ACTIVATIONS = dict(OWN_ACTIVATIONS)

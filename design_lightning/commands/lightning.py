@@ -220,7 +220,7 @@ def run(
         saves_config: whether the configuration is saved in the log folder.
     """
     if not {"-h", "--help"} & set(args):
-        _import_classes()
+        import_classes()
     _hush(command)
     _check_checkpoint(args)
     _check_linked(args)
@@ -264,7 +264,7 @@ def load_weights(model: LightningModule, checkpoint: dict[str, Any], path: str) 
         raise ValueError(f"ckpt_path {path!r} does not fit the model of the configuration: {reason[:200]}") from error
 
 
-def _import_classes() -> None:
+def import_classes() -> None:
     """Imports what configurations name by its bare name. Help does without: timm and torchvision take seconds to import."""
     from design_lightning import callbacks, data, training
 

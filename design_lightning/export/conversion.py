@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from design_lightning.binary.activations import ACTIVATIONS, BinaryActivation, DeSign
+from design_lightning.binary.activations import OWN_ACTIVATIONS, BinaryActivation, DeSign
 from design_lightning.binary.packed import PackedConv2d, PackedLayer, SumThreshold
 from design_lightning.export.chains import NORMS, Chain, Watched, find_chains, is_norm_act, sums_of, watch
 from design_lightning.export.metadata import FOLDED
@@ -236,7 +236,7 @@ def _fold_into_thresholds_(model: nn.Module, chain: Chain) -> tuple[int, int] | 
     """Gives the last layer thresholds for the first one's sums; how many channels were turned, and how many are constant."""
     first, last = cast(PackedConv2d, chain.first.module), cast(PackedConv2d, chain.last.module)
     activation = last.activation
-    if type(activation) not in ACTIVATIONS.values():
+    if type(activation) not in OWN_ACTIVATIONS.values():
         return f"the thresholds of {type(activation).__name__} are not known"
     channels = first.signs.shape[0]
     rows, columns = activation.levels.shape[1:] if isinstance(activation, DeSign) else (1, 1)

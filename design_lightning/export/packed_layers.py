@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from design_lightning.binary.activations import ACTIVATIONS, DeSign
+from design_lightning.binary.activations import OWN_ACTIVATIONS, DeSign
 from design_lightning.binary.packed import PackedConv2d, PackedLayer
 
 
@@ -46,7 +46,7 @@ def _activation(layer: PackedLayer, model: nn.Module) -> dict[str, Any] | None:
     activation = layer.activation
     if activation is None:
         return None
-    kinds: dict[type[nn.Module], str] = {kind: name for name, kind in ACTIVATIONS.items()}
+    kinds: dict[type[nn.Module], str] = {kind: name for name, kind in OWN_ACTIVATIONS.items()}
     kind = type(activation)
     facts: dict[str, Any] = {"kind": kinds.get(kind, f"{kind.__module__}.{kind.__qualname__}")}
     if isinstance(activation, DeSign):

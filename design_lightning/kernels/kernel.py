@@ -51,14 +51,22 @@ class ThresholdKernel:
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """A published kernel by its slug, such as `2x2_v1`. `ThresholdKernel.names()` lists them.
+        """A published kernel by its slug, such as `2x2_v1` (`ThresholdKernel.names()` lists them), or one that was registered.
 
         Raises:
-            ValueError: if no published kernel has that name; names the nearest.
+            ValueError: if no kernel has that name; names the nearest.
         """
-        if name not in PUBLISHED:
-            raise ValueError(f"unknown kernel {name!r}: {did_you_mean(name, PUBLISHED)} (or give a kernel's JSON file)")
-        return cls(PUBLISHED[name], name=name, provenance="published by Monroy et al. 2024, arXiv:2405.02220")
+        if (found := cls.find(name)) is None:
+            known = [*PUBLISHED, *REGISTERED]
+            raise ValueError(f"unknown kernel {name!r}: {did_you_mean(name, known)} (or give a kernel's JSON file)")
+        return cls(found.levels, found.name, found.provenance)
+
+    @classmethod
+    def find(cls, name: str) -> "ThresholdKernel | None":
+        """The kernel of that name, published or registered, if there is one."""
+        if name in PUBLISHED:
+            return cls(PUBLISHED[name], name=name, provenance="published by Monroy et al. 2024, arXiv:2405.02220")
+        return REGISTERED.get(name)
 
     @staticmethod
     def names() -> tuple[str, ...]:
@@ -184,6 +192,10 @@ class ThresholdKernel:
                 "update design-lightning"
             )
         return cls(stored["levels"], name=stored.get("name", "custom"), provenance=stored.get("provenance", ""))
+
+
+REGISTERED: dict[str, ThresholdKernel] = {}
+"""The kernels of `dl.register`, by name."""
 
 
 def _as_levels(levels: Any) -> Levels:

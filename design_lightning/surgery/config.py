@@ -21,6 +21,7 @@ from design_lightning.binary.keeping import Keeps
 from design_lightning.binary.layers import PaddingValue, Stage
 from design_lightning.binary.weights import WeightBinarizer
 from design_lightning.kernels import Alignment, ThresholdKernel
+from design_lightning.kernels.kernel import REGISTERED
 
 FORMAT_VERSION = 1
 
@@ -60,8 +61,8 @@ class BinaryConfig:
         activation: the binarizer of a layer's input: `design`, `sign`, `rsign`, the dotted path of a `BinaryActivation`, or
             `none` for layers whose weights alone become binary. The policy's where null.
         activation_args: what the class of a dotted path takes beside `channels`, `layout` and the estimator.
-        kernel: of `design`: a published name, a kernel's JSON file (read at once, so that a checkpoint needs no file), a
-            `ThresholdKernel`, or levels [D, h, w]. Unused by the others.
+        kernel: of `design`: a published name, a registered one or a kernel's JSON file (both read at once, so that a checkpoint
+            needs neither), a `ThresholdKernel`, or levels [D, h, w]. Unused by the others.
         scale: of `design`: factor of the kernel; 1 is the paper's, 0 is plain Sign.
         scale_by_gamma: of `design`: multiply the thresholds by the weight of the one norm that feeds the layer.
         align: of `design`: `topleft` or `center`.
@@ -134,8 +135,7 @@ class BinaryConfig:
         weight = class_by_name(self.weight, WEIGHT_BINARIZERS, WeightBinarizer, "weight binarizer")
         _check_arguments("estimator_args", self.estimator_args, self.estimator, estimator)
         _check_arguments("weight_args", self.weight_args, self.weight, weight)
-        is_file = isinstance(self.kernel, str | Path) and str(self.kernel).endswith(".json")
-        if is_file or isinstance(self.kernel, ThresholdKernel | Tensor):
+        if _is_elsewhere(self.kernel) or isinstance(self.kernel, ThresholdKernel | Tensor):
             object.__setattr__(self, "kernel", _kernel_as_dict(ThresholdKernel.of(cast(Any, self.kernel))))
         object.__setattr__(self, "overrides", {k: _with_kernel_inside(v) for k, v in self.overrides.items()})
         if not isinstance(self.scale, int | float) or isinstance(self.scale, bool):
@@ -265,10 +265,15 @@ def _check_arguments(field_name: str, arguments: Mapping[str, Any], choice: str,
 
 
 def _with_kernel_inside(override: dict[str, Any] | None) -> dict[str, Any] | None:
-    """An override with its kernel's file read, as the configuration's own is."""
-    if override is None or not str(override.get("kernel")).endswith(".json"):
+    """An override with its kernel read, as the configuration's own is."""
+    if override is None or not _is_elsewhere(override.get("kernel")):
         return override
-    return {**override, "kernel": _kernel_as_dict(ThresholdKernel.from_json(override["kernel"]))}
+    return {**override, "kernel": _kernel_as_dict(ThresholdKernel.of(override["kernel"]))}
+
+
+def _is_elsewhere(kernel: Any) -> bool:
+    """Whether a kernel is in a file or a plugin, which may be gone when a checkpoint is read."""
+    return isinstance(kernel, str | Path) and (str(kernel).endswith(".json") or str(kernel) in REGISTERED)
 
 
 def _kernel_as_dict(kernel: ThresholdKernel) -> dict[str, Any]:

@@ -116,6 +116,7 @@ _MIXERS = WEIGHT_FUNCTIONS | _functions(
     "glu",
 )
 _ATTENTIONS = _functions("scaled_dot_product_attention")
+_MATRIX_PRODUCTS = _functions("matmul", "__matmul__", "mm", "bmm")
 _ADDITIONS = _functions("add", "add_", "__add__", "__radd__", "__iadd__", "cat", "concat", "stack", "sum", "maximum")
 _SUBTRACTIONS = _functions(
     *("sub", "sub_", "__sub__", "__rsub__", "__isub__", "rsub", "subtract", "neg", "__neg__", "negative")
@@ -151,6 +152,18 @@ _MOVES = _functions(
 _LIKES = _functions("expand_as", "view_as", "reshape_as", "type_as")
 """They take a shape or a type from their second operand, and nothing else."""
 _JOINS = _functions("add", "add_", "__add__", "__radd__", "__iadd__")
+
+
+def product_of_streams(function: Any, operands: Sequence[Any], result: Any) -> int:
+    """Multiply-accumulates of a matrix product or an attention of streams, which no layer counts; 0 for other operations."""
+    streams = [value for value in operands if flow_of(value) is not None]
+    if function in _MATRIX_PRODUCTS and len(streams) == 2 and isinstance(result, Tensor):
+        inner: int = streams[0].shape[-1]
+        return result.numel() * inner
+    if function in _ATTENTIONS and len(streams) >= 3:
+        query, keys, values = operands[:3]
+        return query[..., 0].numel() * keys.shape[-2] * (query.shape[-1] + values.shape[-1])
+    return 0
 
 
 def after(function: Any, operands: Sequence[Any], inside: str, findings: Findings) -> Flow | None:

@@ -12,6 +12,7 @@ from design_lightning.binary import BinaryLayer
 from design_lightning.surgery.config import BinaryConfig
 from design_lightning.surgery.float_activations import is_activation
 from design_lightning.surgery.float_layers import is_weight_layer
+from design_lightning.surgery.parts import binary_weights, computed_scales
 from design_lightning.surgery.probe import LayerCall, Probe, ProbeError, probe
 from design_lightning.surgery.report import BinarizationReport, Row
 from design_lightning.surgery.rules import Facts
@@ -85,22 +86,17 @@ class Plan:
     def report(self) -> BinarizationReport:
         """The rows in the order of the module tree, and the totals; of a model that is binary by now."""
         rows = tuple(self.rows[name] for name in self.modules if name in self.rows)
-        layers = [m for m in self.replacements.values() if isinstance(m, BinaryLayer)]
-        of_float_layers = {
-            id(m.weight)
-            for m in self.model.modules()
-            if is_weight_layer(m) and not isinstance(m, BinaryLayer)
-            if hasattr(m, "weight")
-        }
-        weights = {id(m.weight): m.weight for m in layers if id(m.weight) not in of_float_layers}
-        computed = [m for m in layers if m.weight_binarizer.has_scale and not list(m.weight_binarizer.parameters())]
+        weights = binary_weights(self.model)
         return BinarizationReport(
             rows,
             sum(p.numel() for p in self.model.parameters()),
             sum(weight.numel() for weight in weights.values()),
-            sum(m.weight.shape[0] for m in computed),
+            computed_scales(self.model),
             self.bytes_before,
             tuple(self.notes),
+            {name: count // self.probe.input_shape[0] for name, count in self.probe.products.items()}
+            if self.probe
+            else {},
         )
 
 

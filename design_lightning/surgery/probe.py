@@ -1,6 +1,7 @@
 """The probing forward: what reaches what in a network, learned by running it once and watching every operation."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,9 +24,11 @@ from design_lightning.surgery.flow import (
     after_gate,
     after_layer,
     flow_of,
+    product_of_streams,
     set_flow,
     with_axis_of,
 )
+from design_lightning.surgery.parts import Operations
 from design_lightning.surgery.traceless import forward_without_trace
 from design_lightning.surgery.uncalled import layers_called
 
@@ -57,6 +60,8 @@ class Probe:
         users: weight layers whose weight a function used without a call of the layer, and the module in which that happened.
         findings: what the operations revealed about layers.
         input_shape: the shape of the input; its first number is the batch.
+        outputs: the shape of what every module gave, the first tensor of it, of the last call.
+        products: multiply-accumulates of two streams, as in an attention, by the module in which they happened, over the batch.
     """
 
     input_shape: tuple[int, ...]
@@ -64,6 +69,15 @@ class Probe:
     activations: dict[str, list[tuple[tuple[int, ...], int | None]]] = field(default_factory=dict)
     users: dict[str, str] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
+    outputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    products: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def operations(self) -> Operations:
+        """Multiply-accumulates an image of the network as it was probed, as if all of them were of floats."""
+        macs = Counter(self.products)
+        macs.update({name: call.macs for name, call in self.layers.items()})
+        return Operations(floats={name: count // self.input_shape[0] for name, count in macs.items()})
 
 
 class ProbeError(RuntimeError):
@@ -202,6 +216,8 @@ class _Watch(TorchFunctionMode):
             self._note_user(operands, inside)
         flow = None if self.opaque else after(func, operands, inside, self.seen.findings)
         result = func(*args, **kwargs)
+        if macs := product_of_streams(func, operands, result):
+            self.seen.products[inside] = self.seen.products.get(inside, 0) + macs
         if func is Tensor.__setitem__:
             after_assignment(args[0], args[2])
         if flow is not None and isinstance(result, Tensor | list | tuple):
@@ -254,6 +270,8 @@ class _Watch(TorchFunctionMode):
 
     def _leaving(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         frame = self.stack.pop()
+        if (given := next((value for value in _unrolled([output]) if isinstance(value, Tensor)), None)) is not None:
+            self.seen.outputs[frame.name] = tuple(given.shape)
         if isinstance(module, GATE_MODULES):
             self.opaque -= 1
             set_flow(output, after_gate(frame.flow))

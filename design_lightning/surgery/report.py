@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from design_lightning.surgery.parts import Operations, stored_bytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -51,6 +55,7 @@ class BinarizationReport:
         scales: how many factors the weight binarizers compute, one an output channel, which are no parameters.
         bytes_before: the size of the float32 parameters before.
         notes: what else a user should know: an impossible probe, a binarizer behind a kept ReLU, ...
+        products: multiply-accumulates an image of two streams, as in an attention, by the module in which they happen.
     """
 
     rows: tuple[Row, ...]
@@ -59,6 +64,7 @@ class BinarizationReport:
     scales: int
     bytes_before: int
     notes: tuple[str, ...] = field(default=())
+    products: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def binary(self) -> tuple[Row, ...]:
@@ -78,7 +84,14 @@ class BinarizationReport:
     @property
     def bytes_after(self) -> int:
         """The size with one bit a binary weight, and float32 for the rest and the scales."""
-        return -(-self.binary_parameters // 8) + 4 * (self.parameters - self.binary_parameters + self.scales)
+        return stored_bytes(self.binary_parameters, self.parameters - self.binary_parameters + self.scales)
+
+    @property
+    def operations(self) -> Operations:
+        """Multiply-accumulates an image in stage `both`, those of two streams among them, by module."""
+        floats = Counter(self.products)
+        floats.update({row.name: row.macs - row.binary_macs for row in self.rows})
+        return Operations({row.name: row.binary_macs for row in self.rows}, floats)
 
     def totals(self) -> dict[str, Any]:
         """Counts and shares."""
