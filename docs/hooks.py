@@ -1,8 +1,9 @@
-"""What mkdocs runs while it builds the pages: the tables of recipes from configs/, and the folder that the API is read from.
+"""What mkdocs runs while it builds: tables from configs/ and benchmarks/results/, and the folder that the API is read from.
 
-A page that holds `<!-- recipes -->` or `<!-- overlays -->` gets the table in its place, so that neither can go stale.
+A page that holds `<!-- recipes -->`, `<!-- overlays -->` or `<!-- inference -->` gets the table in its place: none can go stale.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from design_lightning.commands.recipes import Recipe, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
+INFERENCE = ROOT / "benchmarks" / "results" / "inference.json"
 SOURCES = ROOT / "build" / "docs_sources" / "design_lightning"
 
 
@@ -24,9 +26,16 @@ def on_config(config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Puts the tables where a page asks for them."""
-    found = recipes()
-    markdown = markdown.replace("<!-- recipes -->", recipe_table([r for r in found.values() if not r.overlay]))
-    return markdown.replace("<!-- overlays -->", overlay_table([r for r in found.values() if r.overlay]))
+    found = recipes().values()
+    tables = {
+        "recipes": lambda: recipe_table([recipe for recipe in found if not recipe.overlay]),
+        "overlays": lambda: overlay_table([recipe for recipe in found if recipe.overlay]),
+        "inference": lambda: inference_table(json.loads(INFERENCE.read_text(encoding="utf-8"))),
+    }
+    for name, table in tables.items():
+        if f"<!-- {name} -->" in markdown:
+            markdown = markdown.replace(f"<!-- {name} -->", table())
+    return markdown
 
 
 def recipe_table(found: list[Recipe]) -> str:
@@ -44,3 +53,25 @@ def overlay_table(found: list[Recipe]) -> str:
     """A row for each overlay."""
     rows = [f"| `{recipe.name}` | {recipe.overlay} |" for recipe in found]
     return "\n".join(["| overlay | what it changes |", "|---|---|", *rows])
+
+
+def inference_table(measured: dict[str, Any]) -> str:
+    """A row for each network, timed on one thread, and below it how it was measured."""
+    config, machine = measured["config"], measured["machine"]
+    rows = [
+        "| network | MB | ms | quartiles | times as fast as float in ONNX Runtime "
+        "| as float in OpenVINO | as int8 in OpenVINO |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in measured["results"]:
+        if row["threads"] == 1:
+            times = (f"{row['speedup'][twin]:.2f}" for twin in ("float_onnx", "float_openvino", "float_openvino_int8"))
+            quartiles = f"{row['low']:.1f} to {row['high']:.1f}"
+            cells = (f"`{row['name']}`", f"{row['bytes'] / 1e6:.2f}", f"{row['median']:.1f}", quartiles, *times)
+            rows.append(f"| {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "onnxruntime", "openvino"))
+    how = (
+        f"{config['model']}, {config['classes']:,} classes, one image, one thread of an {machine['processor']}, {versions}; "
+        f"medians of {config['rounds']} rounds in which all networks took turns: `{measured['command']}`."
+    )
+    return "\n".join([*rows, "", how])

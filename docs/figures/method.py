@@ -40,7 +40,9 @@ def thresholds() -> Figure:
     for i, row in enumerate(KERNEL.levels[0]):
         for j, level in enumerate(row):
             dark = level > 0.5
-            axes[0].text(j, i, f"{level:.2f}", ha="center", va="center", color="black" if dark else "white", fontsize=11)
+            axes[0].text(
+                j, i, f"{level:.2f}", ha="center", va="center", color="black" if dark else "white", fontsize=11
+            )
     return figure
 
 

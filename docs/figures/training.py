@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -266,7 +266,9 @@ def panels(count: int, **options: Any) -> tuple[Figure, Sequence[Any]]:
 
 
 def plot(axes: Any, curve: Curve, color: str, label: str | None = None, **options: Any) -> None:
-    axes.plot(*zip(*curve, strict=True), **{"color": color, "linewidth": 1.6, "markersize": 4, "label": label, **options})
+    axes.plot(
+        *zip(*curve, strict=True), **{"color": color, "linewidth": 1.6, "markersize": 4, "label": label, **options}
+    )
 
 
 def smooth(curve: Curve, width: int = 20) -> Curve:
