@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUNBUFFERED = 1
 
-.PHONY: quickstart test test-all lint types wheel clean
+.PHONY: quickstart test test-all lint types wheel docs clean
 
 quickstart: .venv/installed
 	$(BIN)/design-train fit --config quickstart
@@ -24,9 +24,12 @@ types: .venv/installed
 wheel: .venv/installed
 	.ci/check_wheel
 
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,data,tracking,export]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,data,tracking,export,docs]"
 	touch $@
 
 clean:
