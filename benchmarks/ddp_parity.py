@@ -243,7 +243,7 @@ def _largest(first: dict[str, Tensor], second: dict[str, Tensor], names: set[str
 
 def table(found: list[Agreement]) -> str:
     lines = [
-        f"{'norm':<7}{'precision':<11}{'way':<12}{'latent':>9}{'other':>9}{'annealed':>10}{'metrics':>9}{'signs':>13}"
+        f"{'norm':<7}{'precision':<11}{'way':<12}{'latent':>9}{'other':>9}{'annealed':>10}{'metrics':>9}{'signs':>17}"
     ]
     for each in found:
         signs = f"{each.signs_differ} of {each.of_signs:,}"
