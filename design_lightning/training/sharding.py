@@ -22,8 +22,8 @@ def is_sharded(trainer: Trainer) -> bool:
     name = type(strategy).__name__
     if isinstance(strategy, DeepSpeedStrategy | FSDPStrategy):
         raise ValueError(
-            f"{name} flattens weights, and binary layers and their callbacks need them in their shapes: use strategy ddp, or "
-            "ModelParallelStrategy, which shards them as FSDP2 does"
+            f"{name} has not been tried with binary layers and their callbacks: use strategy ddp, or ModelParallelStrategy, "
+            "which shards weights as FSDP2 does"
         )
     return isinstance(strategy, ModelParallelStrategy)
 
