@@ -16,7 +16,7 @@ SOURCES = ROOT / "build" / "docs_sources" / "design_lightning"
 
 
 def on_startup(**_: Any) -> None:
-    """Lays the package out as it is imported, for callbacks/ stands at the top of the repository; before mkdocstrings looks for it."""
+    """Lays the package out as it is imported (callbacks/ stands at the top of the repository), before mkdocstrings looks for it."""
     shutil.rmtree(SOURCES, ignore_errors=True)
     only_code = shutil.ignore_patterns("__pycache__", "fashion_mnist_subset")
     shutil.copytree(ROOT / "design_lightning", SOURCES, ignore=only_code)
