@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from design_lightning.binary import BinaryActivation, BinaryLayer, DeSign
+from design_lightning.callbacks._figures import log_figure, take_figures
 from design_lightning.callbacks._forward import aside, images_of
 from design_lightning.callbacks._layers import chosen_layers, refuse_sharding
 
@@ -28,7 +29,8 @@ class SignFlipMonitor(Callback):
         positive/<layer>   share of activations at +1
         dead/<layer>       share of input channels whose activation is the same for all images and places of the batch
 
-    A TensorBoard logger also gets pictures of thresholded feature maps beside their real-valued ones, as `maps/<layer>`.
+    The loggers of TensorBoard, W&B and MLflow also get pictures of thresholded feature maps beside their real-valued ones, as
+    `maps/<layer>`. Where there is none of them, it says so at the start.
 
     Activations are seen in a forward of their own of the batch at hand: in eval mode, without gradients, uncompiled. Hooks
     are there for this forward alone, so that between two looks training costs nothing more, and a compiled network is not
@@ -93,6 +95,11 @@ class SignFlipMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         chosen_layers(self, pl_module, self.layers)
+        if self.images and trainer.loggers and not take_figures(trainer.loggers):
+            kinds = ", ".join(type(logger).__name__ for logger in trainer.loggers)
+            rank_zero_info(
+                f"SignFlipMonitor draws nothing: {kinds} takes no pictures (TensorBoardLogger, WandbLogger and MLFlowLogger do)"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._step = trainer.global_step
@@ -126,8 +133,8 @@ class SignFlipMonitor(Callback):
     def _look_at_activations(
         self, trainer: Trainer, pl_module: LightningModule, layers: Mapping[str, BinaryLayer], images: Tensor
     ) -> None:
-        tensorboard = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        drawn = _spread(list(layers), self.drawn_layers) if tensorboard and self.images else []
+        loggers = take_figures(trainer.loggers)
+        drawn = _spread(list(layers), self.drawn_layers) if loggers and self.images else []
         seen: dict[str, _Activations] = {}
 
         def watch(name: str, activation: BinaryActivation) -> RemovableHandle:
@@ -151,8 +158,8 @@ class SignFlipMonitor(Callback):
         for name, each in seen.items():
             if each.maps is not None:
                 figure = draw_maps(*each.maps, title=f"{name}, step {trainer.global_step}")
-                for logger in tensorboard:
-                    logger.experiment.add_figure(f"maps/{name}", figure, trainer.global_step)
+                for logger in loggers:
+                    log_figure(logger, f"maps/{name}", figure, trainer.global_step)
 
     def _cut(self, activation: BinaryActivation, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor] | None:
         """The first images and channels of an activation's input and output; None where they are no maps."""

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import inspect
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,14 +13,19 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from design_lightning._names import did_you_mean
+from design_lightning.cli import USERS_ERRORS
 from design_lightning.commands.recipes import recipes
 from design_lightning.surgery import BinaryConfig
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _UNKNOWN_OPTION = re.compile(r"(?:Option|Key|Group|key|accept option) '([\w.]+)'")
+_REQUIREMENT = re.compile(r"Requirement '(([\w-]+)[^']*)' not met")
+_NEITHER = re.compile(r"Neither `(tensorboard)` nor")
+_PROBLEM = re.compile(r"Problem with given class_path '([\w.]+)'")
 _NO_MODULE = re.compile(r"No module named '([^']+)'")
 _AMBIGUOUS = re.compile(r"Multiple subclasses with name (\w+)\..*? ambiguity: (.+?)\.?\n")
 _MISSING = re.compile(r"required: (.+)")
@@ -74,6 +80,25 @@ def explain(message: str, args: Sequence[str]) -> str:
             return f"{_full_key(key, args)}expected {' or '.join(kinds)}, not {value!r}{_where(value, args)}"
     text = " ".join(message.split())
     return text if len(text) <= 240 else f"{text[:160]} ... {text[-80:]}"
+
+
+def why_not_built(error: BaseException, args: Sequence[str]) -> str:
+    """One line on a class of a configuration whose constructor refused; empty if it is not the user's to mend.
+
+    Args:
+        error: what jsonargparse raised.
+        args: as of `explain`.
+    """
+    name = _last(_PROBLEM.findall(str(error))).rpartition(".")[2]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if not name or not isinstance(error, (*USERS_ERRORS, MisconfigurationException)):
+        return ""
+    text = " ".join(str(error).split())
+    if found := _REQUIREMENT.search(text) or _NEITHER.search(text):
+        package, module = found.group(1), found.groups()[-1]
+        text = f"{module} is not installed: pip install {shlex.quote(package)}"
+    return f"{name}: {text}{_where(name, args)}"
 
 
 def _configs(args: Sequence[str]) -> list[Path]:

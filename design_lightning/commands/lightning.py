@@ -91,6 +91,17 @@ class DesignCLI(LightningCLI):
                 )
             model.init_args[name] = stored_value
 
+    def instantiate_classes(self) -> None:
+        """Builds what the configuration names; a foreign class that refuses is named in a line, as are ours."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            from design_lightning.commands.errors import why_not_built
+
+            if why := why_not_built(error, sys.argv[1:]):
+                raise ValueError(why) from error
+            raise
+
     def before_instantiate_classes(self) -> None:
         """Lets float32 matrix products use tensor cores, and reads a kernel's file, so that the saved configuration holds it."""
         torch.set_float32_matmul_precision("high")
@@ -196,7 +207,7 @@ class DesignCLI(LightningCLI):
             raise
 
     def after_fit(self) -> None:
-        """Prints what came out, and the next command."""
+        """Prints what came out, and the next commands."""
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # on every process: it is a collective
         if self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False):
             print(_outcome(self.trainer, folder))
@@ -358,7 +369,9 @@ def _how_to_go_on(trainer: Trainer) -> str:
 
 
 def _outcome(trainer: Trainer, folder: str) -> str:
-    """The last lines of `fit`: the best score, or the last one; the checkpoint, the logs in `folder`, and the next command."""
+    """The last lines of `fit`: the best score, or the last one; the checkpoint, the logs in `folder`, and the next commands."""
+    from design_lightning.surgery import binary_layers
+
     checkpoint = trainer.checkpoint_callback
     path = getattr(checkpoint, "best_model_path", "") or getattr(checkpoint, "last_model_path", "")
     score = getattr(checkpoint, "best_model_score", None)
@@ -373,7 +386,8 @@ def _outcome(trainer: Trainer, folder: str) -> str:
     lines.append(f"checkpoint: {path or 'none was saved'}")
     lines.append(f"logs: {folder}")
     if path:
-        lines.append(
-            f"next: design-train test --config {shlex.quote(f'{folder}/config.yaml')} --ckpt_path {shlex.quote(path)}"
-        )
+        given = f"--config {shlex.quote(f'{folder}/config.yaml')} --ckpt_path {shlex.quote(path)}"
+        lines.append(f"next: design-train test {given}")
+        if binary_layers(trainer.lightning_module):
+            lines.append(f"then: design-train export {given}")
     return "\n".join(lines)

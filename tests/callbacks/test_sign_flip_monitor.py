@@ -2,12 +2,14 @@ import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from design_lightning.binary import BinaryConv2d, BinaryLinear, DeSign, Sign
 from design_lightning.callbacks import SignFlipMonitor
+from design_lightning.callbacks._figures import log_figure, take_figures
 from design_lightning.callbacks.sign_flip_monitor import draw_maps, weight_signs
 from design_lightning.surgery import binary_layers, set_stage_
 
@@ -347,3 +350,32 @@ def test_nothing_to_look_at_is_an_error(
 def test_yaml_finds_it_by_its_bare_name(run_with_yaml: Callable[..., None]) -> None:
     options = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "0")
     run_with_yaml("fit", "SignFlipMonitor", *options, every_n_steps=1)
+
+
+def test_wandb_and_mlflow_get_the_same_pictures() -> None:
+    # Neither package is needed: what Lightning's loggers hand on is looked at.
+    handed: list[tuple[Any, ...]] = []
+
+    class Wandb(WandbLogger):
+        def __init__(self) -> None:
+            pass
+
+        def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+            handed.append((key, images, step))
+
+    class MLFlow(MLFlowLogger):
+        def __init__(self) -> None:
+            pass
+
+        run_id = "run"
+
+        @property
+        def experiment(self) -> Any:
+            return SimpleNamespace(log_figure=lambda *args: handed.append(args))
+
+    figure = Figure()
+    for logger in take_figures([Wandb(), CSVLogger("."), MLFlow()]):
+        log_figure(logger, "maps/layer", figure, 7)
+    assert handed == [("maps/layer", [figure], 7), ("run", figure, "maps/layer/7.png")]
+    with pytest.raises(TypeError, match="CSVLogger takes no pictures"):
+        log_figure(CSVLogger("."), "maps/layer", figure, 7)

@@ -30,7 +30,7 @@ FIT = shlex.split(
     "--trainer.limit_val_batches 2 --trainer.limit_test_batches 2 --trainer.limit_predict_batches 2 "
     "--data.batch_size 16 --trainer.log_every_n_steps 1"
 )
-FIELDS = ("best val/top1", "checkpoint", "logs", "next")
+FIELDS = ("best val/top1", "checkpoint", "logs", "next", "then")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, str]:
-        """The last four lines, `name: value`."""
+        """The last lines, `name: value`."""
         lines = (line.partition(": ") for line in self.output.splitlines()[-len(FIELDS) :])
         return {name: value for name, _, value in lines}
 
@@ -148,7 +148,7 @@ def test_a_broken_plugin_is_named_and_does_not_stop_the_rest(
 # Training, and what comes after it
 
 
-def test_fit_ends_with_the_best_accuracy_the_checkpoint_the_logs_and_the_next_command(fitted: Run) -> None:
+def test_fit_ends_with_the_best_accuracy_the_checkpoint_the_logs_and_the_next_commands(fitted: Run) -> None:
     assert tuple(fitted.facts) == FIELDS
     best = max(float(row["val/top1"]) for row in read(fitted.logs / "metrics.csv") if row["val/top1"])
     assert fitted.facts["best val/top1"] == f"{best:.2%}"
@@ -167,7 +167,7 @@ def test_the_accuracy_is_called_best_where_a_checkpoint_monitors_it(
     Path("callbacks.yaml").write_text(yaml.safe_dump(callbacks), encoding="utf-8")
     main([*FIT, "--config", "callbacks.yaml", "--trainer.max_epochs", "1", "--model.warmup_epochs", "0"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(":")[0] for line in lines[-4:]] == [f"{which} val/top1", *FIELDS[1:]]
+    assert [line.partition(":")[0] for line in lines[-5:]] == [f"{which} val/top1", *FIELDS[1:]]
 
 
 def test_fit_leaves_checkpoints_the_configuration_and_the_metrics(fitted: Run) -> None:
@@ -202,6 +202,17 @@ def test_the_next_command_of_fit_tests_class_by_class(
     assert (folder / "confusion.png").stat().st_size > 10_000
     tested = next(row for row in read(folder / "metrics.csv") if row.get("test/top1"))
     assert float(tested["test/top1"]) == pytest.approx(sum(matrix[i][i] for i in range(10)) / 32)
+
+
+def test_the_command_after_that_exports(
+    fitted: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(fitted.folder)
+    program, *arguments = shlex.split(fitted.facts["then"])
+    assert (program, arguments[0]) == ("design-train", "export")
+    main([*arguments, "--images", "16", "--format", "packed"])  # all of them take long
+    assert "compared with PyTorch on 16 images" in capsys.readouterr().out
+    assert Path("runs/quickstart/exported/model.packed.safetensors").is_file()
 
 
 def after(fitted: Run, command: str, *options: str) -> list[str]:
