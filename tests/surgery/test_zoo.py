@@ -78,7 +78,13 @@ def test_small_networks_of_different_structure(name: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["paper", "reactnet", "everything"])
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_nfnet", "test_efficientnet_evos"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("test_resnet", "test_vit", "test_nfnet", "test_efficientnet_evos", "test_efficientnet", "test_convnext"),
+        *("edgenext_xx_small", "ghostnet_050", "mobilevit_xxs", "pvt_v2_b0"),
+    ],
+)
 def test_other_policies_rebuild_and_train(name: str, policy: str) -> None:
     architecture = zoo.Architecture.of(name)
     model = architecture.build()
