@@ -1,6 +1,6 @@
 """What the binary layers of a network do while it runs: the bits that they make, and what they multiply."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,7 +29,7 @@ class Bits:
         self.positive_inputs: Counter[str] = Counter()
 
     def watch(self, name: str, layer: BinaryLayer) -> list[RemovableHandle]:
-        """Hooks that look at one layer: its input, its bits, its product."""
+        """Hooks that tell when a layer runs."""
 
         def begin(*_: Any) -> None:
             self.running.append(name)
@@ -37,18 +37,18 @@ class Bits:
         def end(*_: Any) -> None:
             self.running.pop()
 
+        return [layer.register_forward_pre_hook(begin), layer.register_forward_hook(end)]
+
+    def watch_activation(self, name: str, activation: nn.Module) -> RemovableHandle:
+        """A hook that looks at a binarizer's input and bits. With one, a layer runs another function than it trains with."""
+
         def look(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             expect(bool((output.abs() == 1).all()), f"{name} gives other values than +-1")
             self.numbers[name] += output.numel()
             self.positive[name] += int((output > 0).sum())
             self.positive_inputs[name] += int((inputs[0] >= 0).sum())
 
-        assert layer.activation is not None
-        return [
-            layer.register_forward_pre_hook(begin),
-            layer.register_forward_hook(end),
-            layer.activation.register_forward_hook(look),
-        ]
+        return activation.register_forward_hook(look)
 
     def shares(self, plain: bool = False) -> dict[str, float]:
         """The rarer sign's share of each binarizer's bits; `plain`: of the bits of a Sign without thresholds."""
@@ -94,8 +94,8 @@ class _Products(TorchFunctionMode):
 
 
 @contextmanager
-def watched_bits(model: nn.Module) -> Iterator[Bits]:
-    """Watches the binary layers of a model in the forwards inside."""
+def watched_products(model: nn.Module) -> Iterator[Bits]:
+    """Watches what the binary layers of a model multiply in the forwards inside, by the functions that they train with."""
     bits = Bits()
     handles = [handle for name, layer in binary_layers(model).items() for handle in bits.watch(name, layer)]
     try:
@@ -104,6 +104,33 @@ def watched_bits(model: nn.Module) -> Iterator[Bits]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def watched_bits(model: nn.Module) -> Iterator[Bits]:
+    """Watches also the binarizers."""
+    with watched_products(model) as bits:
+        activations = {name: layer.activation for name, layer in binary_layers(model).items() if layer.activation}
+        handles = [bits.watch_activation(name, activation) for name, activation in activations.items()]
+        try:
+            yield bits
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def without_hooks(model: nn.Module) -> Iterator[None]:
+    """Takes the hooks off the binarizers for a while, so that their layers run the functions that they train with."""
+    activations = [layer.activation for layer in binary_layers(model).values() if layer.activation]
+    hooks = [(a, a._forward_hooks, a._forward_pre_hooks) for a in activations]
+    for activation, _, _ in hooks:
+        activation._forward_hooks, activation._forward_pre_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for activation, forward_hooks, forward_pre_hooks in hooks:
+            activation._forward_hooks, activation._forward_pre_hooks = forward_hooks, forward_pre_hooks
 
 
 @contextmanager

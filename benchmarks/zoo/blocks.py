@@ -19,7 +19,7 @@ from design_lightning.export.metadata import Metadata
 from design_lightning.surgery import binary_layers
 from design_lightning.surgery.bits import watched_bits_
 from zoo.architecture import Architecture, lean
-from zoo.bits import count_units, watched_bits
+from zoo.bits import count_units, watched_bits, without_hooks
 from zoo.checks import (
     FloatFailureError,
     Original,
@@ -169,7 +169,7 @@ class _Visit:
     def end(self, block: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         expect_finite(output, f"{self.name}: the output")
         check_stage_weights(block)
-        self._check_gradients(block, output)
+        self._check_gradients(block)
         kind = repr(block)  # classes, shapes and settings
         if kind not in self.stream.kinds:
             self.stream.kinds.add(kind)
@@ -181,7 +181,12 @@ class _Visit:
         self.stream.done.add(self.name)
         return map_tensors(output, Tensor.detach)
 
-    def _check_gradients(self, block: nn.Module, output: Any) -> None:
+    def _check_gradients(self, block: nn.Module) -> None:
+        """Those of a forward that nobody watches."""
+        args, kwargs = map_tensors(self.inputs, _with_gradient)
+        torch.set_rng_state(self.random)
+        with without_hooks(block):
+            output = block.forward(*args, **kwargs)
         trained = {n: p for n, p in block.named_parameters() if f"{self.name}.{n}" in self.stream.trained}
         outputs = [o for o in tensors_in(output) if o.requires_grad]
         expect(bool(outputs) or not trained, f"{self.name}: no gradient can reach its parameters")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import design_lightning as dl
 from zoo.architecture import Architecture
-from zoo.bits import count_units, plain_signs_, watched_bits
+from zoo.bits import count_units, plain_signs_, watched_bits, watched_products
 from zoo.checks import (
     FloatFailureError,
     Original,
@@ -51,8 +51,10 @@ def check_real(architecture: Architecture, config: dl.BinaryConfig, row: Row) ->
     check_report(report, model, original, config)
     check_latent_weights(report, model, original)
     check_stage_weights(model)
-    with watched_bits(model) as bits:
+    with watched_products(model):
         still_trained = _train_once(model, x)
+    with watched_bits(model) as bits, torch.no_grad():
+        forward(model, x)
     row.least_share = round(bits.check(model), 5)
     _check_gradients(architecture, model, trained, still_trained)
     with plain_signs_(model), watched_bits(model) as bits, torch.no_grad():

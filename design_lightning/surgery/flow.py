@@ -59,7 +59,9 @@ class Findings:
         shortcuts: layers that are the projection of a shortcut.
         with_shortcut: layers whose own input is added to what they give, behind their norm.
         norms: from a layer to the norm module that its output enters.
+        rearranged: layers behind whose norm their output's elements stand elsewhere than behind the layer.
         inputs: from a layer to the tensor that it read.
+        outputs: from a layer to the tensor that it gave.
         before: from a layer to those that its input depends on.
     """
 
@@ -67,7 +69,9 @@ class Findings:
     shortcuts: set[str] = field(default_factory=set)
     with_shortcut: set[str] = field(default_factory=set)
     norms: dict[str, str] = field(default_factory=dict)
+    rearranged: set[str] = field(default_factory=set)
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
     before: dict[str, frozenset[str]] = field(default_factory=dict)
 
 

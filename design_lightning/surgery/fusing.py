@@ -2,9 +2,11 @@
 
 RepVGG, MobileOne, FastViT and others train parallel branches and sum them into one convolution afterwards (`reparameterize`,
 `fuse`, `switch_to_deploy`; `timm.utils.model.reparameterize_model` calls them). A sum of +-1 convolutions of the sign is no
-+-1 convolution, so on binary layers that would silently give a float network of the latent weights.
++-1 convolution, so on binary layers that would silently give a float network of the latent weights. Such a method takes nothing;
+one of the same name that takes something (a VAE's `reparameterize(mean, variance)`) is another thing, and is left alone.
 """
 
+import inspect
 from functools import partial
 from typing import Any, NoReturn
 
@@ -22,12 +24,19 @@ def _refuse(name: str, method: str) -> NoReturn:
     )
 
 
+def _takes_nothing(method: Any) -> bool:
+    if not inspect.ismethod(method):
+        return False
+    parameters = inspect.signature(method).parameters.values()
+    return all(p.kind is p.VAR_KEYWORD or p.default is not p.empty for p in parameters)
+
+
 def refuse_fusing_(model: nn.Module) -> None:
     """Has every module that could fold its own binary layers raise instead."""
     for name, module in model.named_modules():
         if any(isinstance(inner, BinaryLayer) for inner in module.modules()):
             for method in _METHODS:
-                if callable(getattr(type(module), method, None)):
+                if _takes_nothing(getattr(module, method, None)):
                     module.__dict__[method] = partial(_refuse, name, method)
 
 

@@ -86,6 +86,7 @@ def _macs_per_image(plan: Plan, call: LayerCall | None) -> int:
 
 
 def _make_binary(plan: Plan, name: str, layer: nn.Module, twin: type[BinaryLayer], config: BinaryConfig) -> None:
+    call = plan.call(name)
     try:
         activation = _activation(plan, name, layer, config)
         weight = layer.weight
@@ -106,6 +107,8 @@ def _make_binary(plan: Plan, name: str, layer: nn.Module, twin: type[BinaryLayer
     plan.replacements[layer] = binary
     plan.binary[name] = config
     words = _in_words(config)
+    if isinstance(activation, DeSign) and activation.grid is None and call is not None and len(call.input_shape) == 3:
+        words += ", tokens in a row (no fixed grid is known)"
     if config.padding_value != 0 and getattr(layer, "padding_mode", "zeros") != "zeros":
         words += f", padding stays {layer.padding_mode}"
     if config.shortcut == "bireal" and isinstance(layer, nn.Conv2d):
@@ -150,17 +153,31 @@ def _activation(plan: Plan, name: str, layer: nn.Module, config: BinaryConfig) -
 
 
 def _token_grid(plan: Plan, name: str) -> tuple[tuple[int, int] | None, int]:
-    """The grid and the prefix tokens of a layer that sees all the tokens of a patch embedding."""
+    """The grid and the prefix tokens of a layer that sees all the tokens of the nearest patch embedding around it."""
     call = plan.call(name)
-    embed = getattr(plan.model, "patch_embed", None)
-    grid = getattr(embed, "grid_size", None)
-    if call is None or len(call.input_shape) != 3 or grid is None:
+    vit = _with_patch_embedding(plan.model, name)
+    if call is None or len(call.input_shape) != 3 or vit is None:
         return None, 0
-    drops = not isinstance(getattr(plan.model, "patch_drop", nn.Identity()), nn.Identity)
-    if drops or getattr(embed, "dynamic_img_pad", False) or not getattr(embed, "strict_img_size", True):
+    drops = not isinstance(getattr(vit, "patch_drop", None), nn.Identity | None)
+    if (
+        drops
+        or getattr(vit.patch_embed, "dynamic_img_pad", False)
+        or not getattr(vit.patch_embed, "strict_img_size", True)
+    ):
         return None, 0  # the tokens vary from batch to batch, so a fixed grid would not fit them
-    prefix = call.input_shape[1] - grid[0] * grid[1]
-    return ((grid[0], grid[1]), prefix) if prefix == getattr(plan.model, "num_prefix_tokens", 0) else (None, 0)
+    rows, columns = vit.patch_embed.grid_size
+    prefix = call.input_shape[1] - rows * columns
+    return ((rows, columns), prefix) if prefix == getattr(vit, "num_prefix_tokens", 0) else (None, 0)
+
+
+def _with_patch_embedding(model: nn.Module, name: str) -> Any:
+    """The innermost module around a layer that embeds patches of a grid; None if there is none."""
+    while name:
+        name = name.rpartition(".")[0]
+        module = model.get_submodule(name)
+        if getattr(getattr(module, "patch_embed", None), "grid_size", None) is not None:
+            return module
+    return None
 
 
 def _norm_before(plan: Plan, name: str) -> nn.Module:

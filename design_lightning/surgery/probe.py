@@ -182,6 +182,7 @@ def _watched_forward(model: nn.Module, x: Tensor) -> Probe:
     with forward_without_trace(model), watch.hooks(), watch:
         model(x)
     watch.seen.findings.inputs.clear()
+    watch.seen.findings.outputs.clear()
     return watch.seen
 
 
@@ -253,7 +254,7 @@ class _Watch(TorchFunctionMode):
                 return
             if is_activation(module):
                 self.seen.activations.setdefault(name, []).append((tuple(x.shape), frame.flow.axis))
-            self._note_norm(name, module, frame.flow)
+            self._note_norm(module, frame)
             if is_weight_layer(module):
                 call = self.seen.layers.setdefault(name, LayerCall(frame.flow, tuple(x.shape)))
                 call.input_shape = tuple(x.shape)
@@ -263,15 +264,29 @@ class _Watch(TorchFunctionMode):
 
         return hook
 
-    def _note_norm(self, name: str, module: nn.Module, flow: Flow) -> None:
+    def _note_norm(self, module: nn.Module, frame: _Frame) -> None:
         """Where a weight layer's own output enters a norm module: behind that, a shortcut around the layer may end."""
-        if flow.layer and flow.norm is None and name and _is_norm(module):
-            self.seen.findings.norms.setdefault(flow.layer, name)
+        layer, findings = frame.flow.layer, self.seen.findings
+        if layer and frame.flow.norm is None and frame.name and _is_norm(module):
+            findings.norms.setdefault(layer, frame.name)
+            if frame.x is not findings.outputs.get(layer):  # a permutation, say, stands between
+                findings.rearranged.add(layer)
+
+    def _note_norm_output(self, frame: _Frame, output: Any) -> None:
+        """A norm may rearrange by itself what it gives."""
+        layer, findings = frame.flow.layer, self.seen.findings
+        if layer is None or findings.norms.get(layer) != frame.name or frame.x is None:
+            return
+        flow = flow_of(output)
+        moved = flow is not None and flow.axis not in (None, frame.flow.axis)
+        if moved or not isinstance(output, Tensor) or output.shape != frame.x.shape:
+            findings.rearranged.add(layer)
 
     def _leaving(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         frame = self.stack.pop()
         if (given := next((value for value in _unrolled([output]) if isinstance(value, Tensor)), None)) is not None:
             self.seen.outputs[frame.name] = tuple(given.shape)
+        self._note_norm_output(frame, output)
         if isinstance(module, GATE_MODULES):
             self.opaque -= 1
             set_flow(output, after_gate(frame.flow))
@@ -284,6 +299,7 @@ class _Watch(TorchFunctionMode):
             call = self.seen.layers[frame.name]
             call.macs += multiply_accumulates(module, frame.x, first)
             call.output_shape = tuple(first.shape)
+            self.seen.findings.outputs[frame.name] = first
             axis = first.dim() - 1 if isinstance(module, nn.Linear) else 1 if first.dim() > 1 else None
             set_flow(output, after_layer(frame.flow, frame.name, _is_one_pixel(frame.x), axis))
 

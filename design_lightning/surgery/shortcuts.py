@@ -4,7 +4,8 @@ What a binary convolution loses of its input, the shortcut carries past it. Liu 
 arXiv:1808.00278. The addition stands behind the norm that follows the convolution, as there.
 """
 
-from typing import Any
+import threading
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -12,12 +13,21 @@ from design_lightning.surgery.probe import Probe
 from design_lightning.surgery.record import surgery_record
 
 
+class _Slot(threading.local):
+    """What is on its way past a layer, for each thread that runs the network. A copy of it is empty."""
+
+    input: Tensor | None = None
+    lost: int = 0
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
+
+
 class RealShortcut:
     """Hooks that add a layer's real-valued input to its output, or to that of the norm behind it. No module, no parameter."""
 
     def __init__(self) -> None:
-        self._input: Tensor | None = None
-        self._lost = 0
+        self._slot = _Slot()
 
     def attach(self, layer: nn.Module, end: nn.Module) -> None:
         """Puts the shortcut around `layer` and `end`, which may be the layer; in a norm with an activation, in front of that."""
@@ -26,7 +36,7 @@ class RealShortcut:
 
     def attach_end(self, end: nn.Module) -> None:
         """Hooks on where the shortcut ends."""
-        self._input, self._lost = None, 0
+        self._slot = _Slot()
         act = getattr(end, "act", None)
         if isinstance(act, nn.Module):
             act.register_forward_pre_hook(self._add_before)
@@ -34,17 +44,19 @@ class RealShortcut:
             end.register_forward_hook(self._add_after)
 
     def _remember(self, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        self._lost += self._input is not None
-        if self._lost > 1:  # once, a forward may have been interrupted
-            self._input, self._lost = None, 0
+        slot = self._slot
+        slot.lost += slot.input is not None
+        if slot.lost > 1:  # once, a forward may have been interrupted
+            slot.input, slot.lost = None, 0
             raise RuntimeError(
                 "the shortcut around a binary convolution was never added: the norm behind it was replaced after binarize_ (by "
                 "SyncBatchNorm?); call design_lightning.surgery.reattach_shortcuts_(model)"
             )
-        self._input = next(value for value in (*inputs, *named.values()) if isinstance(value, Tensor))
+        slot.input = next(value for value in (*inputs, *named.values()) if isinstance(value, Tensor))
 
     def _take(self) -> Tensor:
-        x, self._input, self._lost = self._input, None, 0  # so that no activation outlives its forward
+        slot = self._slot
+        x, slot.input, slot.lost = slot.input, None, 0  # so that no activation outlives its forward
         if x is None:
             raise RuntimeError("the norm of a shortcut ran before its convolution")
         return x
@@ -96,4 +108,6 @@ def shortcut_place(name: str, probe: Probe | None) -> tuple[str | None, str]:
         return name, "shortcut (no norm follows)"
     if list(probe.findings.norms.values()).count(norm) > 1:
         return None, "no shortcut: other layers share the norm that follows"
+    if name in probe.findings.rearranged:
+        return None, "no shortcut: in the norm that follows its output is arranged otherwise"
     return norm, "shortcut"

@@ -161,6 +161,40 @@ def test_token_grid_of_a_vision_transformer() -> None:
     assert torch.equal(threshold[1:, :1].reshape(14, 14), activation.kernel.tile(1, 14, 14)[0])
 
 
+def wrapped(wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    return wrapper(make("vit_tiny_patch16_224", depth=1, img_size=64))
+
+
+WITH_GRID: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "no patch_drop": (lambda: make("eva02_tiny_patch14_224", depth=1, img_size=56), 56),
+    "an inner module": (lambda: wrapped(lambda vit: nn.Sequential(vit, nn.Linear(10, 2))), 64),
+    "DataParallel": (lambda: wrapped(nn.DataParallel), 64),
+    "features": (
+        lambda: timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64, features_only=True, out_indices=(0,)),
+        64,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WITH_GRID)
+def test_token_grid_wherever_the_patch_embedding_stands(case: str) -> None:
+    build, size = WITH_GRID[case]
+    model = build()
+    report = dl.binarize_(model, None, (2, 3, size, size))
+    activations = [layer.activation for name, layer in binary_layers(model).items() if "blocks." in name]
+    assert {(activation.grid, activation.prefix_tokens) for activation in activations} == {((4, 4), 1)}
+    assert not any("tokens in a row" in row.reason for row in report.binary)
+
+
+def test_tokens_without_a_known_grid_are_said_to_stand_in_a_row() -> None:
+    report = dl.binarize_(make("pvt_v2_b0", depths=(1, 1, 1, 1)), None, (2, 3, 64, 64))
+    words = {row.name: row.reason for row in report.binary}
+    assert words["stages.0.blocks.0.mlp.fc1"].endswith(", tokens in a row (no fixed grid is known)")
+    assert "in a row" not in words["stages.0.blocks.0.attn.sr"]
+    plain = dl.binarize_(make("vit_tiny_patch16_224"), dl.BinaryConfig(activation="sign"))
+    assert not any("in a row" in row.reason for row in plain.binary)
+
+
 class Small(nn.Module):
     """A plain module, with a functional ReLU."""
 

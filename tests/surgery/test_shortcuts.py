@@ -1,11 +1,15 @@
 """Real-valued shortcuts: where they end, where there is none, and what happens when others replace norms."""
 
 import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 import design_lightning as dl
@@ -69,6 +73,77 @@ def test_a_functional_norm_is_no_place_to_end() -> None:
     assert reasons(model)["block.a"].endswith("shortcut (no norm follows)")
     assert not model.block._forward_hooks
     assert not model._forward_hooks
+
+
+class Rearranged(nn.Module):
+    """A norm of channels last behind a convolution of channels first; 8 channels of 8 x 8 pixels, so that no shape tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 1), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Turns(nn.Module):
+    """A norm that gives channels last of channels first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 1), TurningNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).permute(0, 3, 1, 2)
+
+
+class TurningNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("block", [Rearranged, Turns])
+@pytest.mark.parametrize("size", [8, 6])
+def test_behind_a_permutation_no_shortcut_ends(block: type[nn.Module], size: int) -> None:
+    model = Net(block())
+    report = dl.binarize_(model, CONFIG, torch.randn(2, 3, size, size))
+    assert report.binary[0].reason.endswith("no shortcut: in the norm that follows its output is arranged otherwise")
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_norm_that_permutes_within_ends_a_shortcut() -> None:
+    model = Net(nn.Sequential(nn.Conv2d(8, 8, 1), LayerNorm2d(8)))
+    assert reasons(model)["block.0"].endswith(", shortcut")
+    x = torch.randn(2, 3, 8, 8)
+    stream = model.stem(x)
+    plain = copy.deepcopy(model)
+    dl.unbinarize_(plain)
+    dl.binarize_(plain, example_input=torch.randn(2, 3, 8, 8))
+    assert torch.equal(model.block(stream), plain.block(stream) + stream)
+
+
+def test_threads_share_a_network_with_shortcuts() -> None:
+    model = Net(nn.Sequential(nn.Conv2d(8, 8, 1), Meeting(8))).eval()
+    reasons(model)
+    model.block[1].barrier = threading.Barrier(2)
+    inputs = [torch.randn(2, 3, 8, 8) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool, torch.no_grad():
+        together = list(pool.map(model, inputs, timeout=30))
+    model.block[1].barrier = None
+    assert all(torch.equal(model(x), y) for x, y in zip(inputs, together, strict=True))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(inputs[0]), together[0])
+
+
+class Meeting(nn.BatchNorm2d):
+    """Waits until another thread has come as far."""
+
+    barrier: threading.Barrier | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.barrier is not None:
+            self.barrier.wait(timeout=20)
+        return super().forward(x)
 
 
 class Activated(nn.Module):

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import design_lightning as dl
 
@@ -103,6 +103,36 @@ def test_folding_binary_layers_into_float_ones_is_refused(name: str) -> None:
     size = 224 if name == "levit_128s" else 64
     x = torch.randn(2, 3, size, size)
     assert torch.allclose(reparameterize_model(model)(x), model(x), atol=1e-2)
+
+
+class Autoencoder(nn.Module):
+    """A variational one, whose method has a name that RepVGG uses for another thing; and one that is such a thing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.encoder, self.decoder = nn.Linear(8, 16), nn.Linear(16, 32), nn.Linear(16, 8)
+
+    def reparameterize(self, mean: Tensor, spread: Tensor) -> Tensor:
+        return mean + spread * 0.5
+
+    def fuse(self, *parts: Tensor) -> Tensor:
+        return torch.cat(parts, 1)
+
+    def switch_to_deploy(self) -> None:
+        self.encoder = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.fuse(self.reparameterize(*self.encoder(self.stem(x)).chunk(2, 1))))
+
+
+def test_methods_that_fold_nothing_stay() -> None:
+    model = Autoencoder()
+    dl.binarize_(model, example_input=torch.randn(4, 8))
+    assert model(torch.randn(4, 8)).shape == (4, 8)
+    with pytest.raises(ValueError, match=r"the model\.switch_to_deploy\(\) would fold binary layers"):
+        model.switch_to_deploy()
+    dl.unbinarize_(model)
+    assert "switch_to_deploy" not in vars(model)
 
 
 def test_what_only_the_original_has_follows_the_model() -> None:

@@ -16,7 +16,7 @@ from zoo.bits import LEAST_SHARE
 
 import design_lightning as dl
 import design_lightning.models
-from design_lightning.binary import BinaryConv2d, BinaryLayer, DeSign, weights
+from design_lightning.binary import BinaryConv2d, BinaryLayer, DeSign, layers, weights
 from design_lightning.binary.estimators import ApproxSign
 from design_lightning.surgery import (
     binarize,
@@ -78,7 +78,13 @@ def test_small_networks_of_different_structure(name: str) -> None:
 
 
 @pytest.mark.parametrize("policy", ["paper", "reactnet", "everything"])
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_nfnet", "test_efficientnet_evos"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("test_resnet", "test_vit", "test_nfnet", "test_efficientnet_evos", "test_efficientnet", "test_convnext"),
+        *("edgenext_xx_small", "ghostnet_050", "mobilevit_xxs", "pvt_v2_b0"),
+    ],
+)
 def test_other_policies_rebuild_and_train(name: str, policy: str) -> None:
     architecture = zoo.Architecture.of(name)
     model = architecture.build()
@@ -160,6 +166,25 @@ def has_no_gradients(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(BinaryLayer, "_multiply", lambda self, x, product: multiply(self, x.detach(), product))
 
 
+def has_no_gradients_where_nobody_looks(patch: pytest.MonkeyPatch) -> None:
+    product = layers.binarized_product
+    patch.setattr(
+        layers,
+        "binarized_product",
+        lambda x, threshold, estimator, weight, *rest: product(
+            x.detach(), threshold, estimator, weight.detach(), *rest
+        ),
+    )
+
+
+def multiplies_float_inputs_where_nobody_looks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        layers,
+        "binarized_product",
+        lambda x, threshold, estimator, weight, bias, product, *rest: product.apply(x, weight, bias),
+    )
+
+
 def leaves_every_relu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(plan_activations, "_reaching", lambda plan: set())
 
@@ -233,6 +258,9 @@ BROKEN = [
     (has_one_weight_sign, "test_resnet", "all its weights have the same sign"),
     (has_gradients_that_are_no_numbers, "test_vit", "gradient of .* is not finite|the gradient is not finite"),
     (has_no_gradients, "test_resnet", "lost their gradient"),
+    (has_no_gradients_where_nobody_looks, "test_resnet", "lost their gradient|no gradient"),
+    (has_no_gradients_where_nobody_looks, "test_vit", "lost their gradient|no gradient"),
+    (multiplies_float_inputs_where_nobody_looks, "test_vit", "multiplies other inputs than .-1"),
     (leaves_every_relu, "test_resnet", "without thresholds 11 binarizers are constant"),
     (draws_new_weights, "test_resnet", "has other values|in stage float"),
     (copies_weights, "test_vit", "is another tensor than in the float network"),
