@@ -41,7 +41,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _images(tmp_path / "DIR", ("n01440764", "n01443537"), 64, 2)
     shutil.copytree(tmp_path / "data" / "cifar10" / "val", tmp_path / "IMAGES")
     Image.effect_noise((64, 48), 80).save(tmp_path / "photo.jpg")
-    (tmp_path / "CHECKPOINT").touch()
+    (tmp_path / "checkpoint.ckpt").touch()
     (tmp_path / "shipped").mkdir()
     (tmp_path / "shipped" / "model.xml").touch()
     _cluster(tmp_path / "bin", monkeypatch)
@@ -56,14 +56,10 @@ def trained(world: Path) -> Callable[[], None]:
     def train() -> None:
         from design_lightning.cli import main
 
-        short = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu"]
-        main(["fit", "--config", "quickstart", *short])
-        for name in ("NAME", "quickstart"):
-            folder = world / "runs" / name / "version_0"
-            folder.mkdir(parents=True, exist_ok=True)
-            if name != "quickstart":
-                shutil.copy(world / "runs" / "quickstart" / "version_0" / "config.yaml", folder)
-        checkpoint = next((world / "runs" / "quickstart" / "version_0" / "checkpoints").glob("best*.ckpt"))
-        shutil.copy(checkpoint, world / "CHECKPOINT")
+        main(["fit", "--config", "quickstart", "--trainer.max_steps", "2", "--trainer.accelerator", "cpu"])
+        shutil.copytree(world / "runs" / "quickstart", world / "runs" / "NAME")
+        shutil.copy(
+            world / "runs" / "quickstart" / "version_0" / "checkpoints" / "last.ckpt", world / "checkpoint.ckpt"
+        )
 
     return train

@@ -64,8 +64,9 @@ SHORTER = {
 
 STANDS_FOR = {
     "--config ...": "--config quickstart",
-    "--ckpt_path ...": "--ckpt_path CHECKPOINT",
+    "--ckpt_path ...": "--ckpt_path checkpoint.ckpt",
     "/path/to/imagenet": "data/imagenet",
+    "CHECKPOINT": "checkpoint.ckpt",
     "--config runs/NAME/version_0/config.yaml": "--config quickstart",
     "--config runs/quickstart/version_0/config.yaml": "--config quickstart",
 }
@@ -99,7 +100,7 @@ COMMANDS_RUN = [command for command in EVERY_COMMAND if exception_of(command) is
 
 def of_train(words: list[str], parse_only: bool = True) -> list[str]:
     """The arguments of `design-train` for a test."""
-    text = " ".join(f"'{word}'" if " " in word else word for word in words)
+    text = shlex.join(words)
     for said, meant in STANDS_FOR.items():
         text = text.replace(said, meant)
     args = shlex.split(text)[1:]
@@ -180,7 +181,7 @@ def test_command_that_needs_a_checkpoint_runs(
                 "--config",
                 "quickstart",
                 "--ckpt_path",
-                "CHECKPOINT",
+                "checkpoint.ckpt",
                 "--format",
                 "onnx",
                 "openvino",
