@@ -32,6 +32,7 @@ SLOW_PAGES = {"README.md", "docs/index.md", "docs/export.md"}
 
 EXCEPTIONS = {
     "make test": "runs these tests",
+    "pip install ./examples/plugin": "installs a package; tests/cli/test_plugins.py does so, into a folder of its own",
     "source .venv/bin/activate": "changes the reader's shell",
     "design-train shard --tars": "reads shards of a host that does not exist; tests/cli/test_shard.py indexes some that do",
     "design-train fit --config resnet18_imagenet --data WebDataset --data.root https://": "reads shards of the same host",
