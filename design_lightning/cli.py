@@ -61,10 +61,10 @@ def main(args: Sequence[str] | None = None) -> None:
             import_plugins()
         importlib.import_module(COMMANDS[command][1]).main(command, args[1:])
     except USERS_ERRORS as error:
-        ours = _ours(error)
+        ours = users_error(error)
         if os.environ.get(DEBUG) or ours is None:
             raise
-        fail(" ".join(str(ours).split()))
+        fail(" ".join(" ".join([str(ours), *getattr(ours, "__notes__", [])]).split()))
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -86,7 +86,7 @@ def _help() -> str:
     )
 
 
-def _ours(error: BaseException | None) -> BaseException | None:
+def users_error(error: BaseException | None) -> BaseException | None:
     """The deepest cause that this project raised, with a message made for the user; None if an error is not of ours.
 
     jsonargparse wraps what a constructor raises, and names it as the cause. An error from elsewhere keeps its traceback.
