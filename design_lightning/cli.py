@@ -62,10 +62,10 @@ def main(args: Sequence[str] | None = None) -> None:
             import_plugins()
         importlib.import_module(COMMANDS[command][1]).main(command, args[1:])
     except USERS_ERRORS as error:
-        own = ours(error)
+        own = users_error(error)
         if os.environ.get(DEBUG) or own is None:
             raise
-        fail(" ".join(str(own).split()))
+        fail(" ".join(" ".join([str(own), *getattr(own, "__notes__", [])]).split()))
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -87,7 +87,7 @@ def _help() -> str:
     )
 
 
-def ours(error: BaseException | None) -> BaseException | None:
+def users_error(error: BaseException | None) -> BaseException | None:
     """The first of an error and its causes that this project raised, with a message made for the user; None if there is none.
 
     jsonargparse wraps what a constructor raises, and names it as the cause. Where this project wraps an error of its own, it says

@@ -44,6 +44,11 @@ def explain(message: str, args: Sequence[str]) -> str:
         args: the command line, in which and in whose configurations the wrong word is looked up.
     """
     key = _last(_KEY.findall(message))
+    if message.startswith("Unexpected config"):
+        wrong = (
+            path for path in _configs(args) if not isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
+        )
+        return f"{next(wrong, 'the configuration')} holds no `key: value`; see a recipe for how one looks"
     if message.startswith("Problems parsing config"):
         return _not_yaml(args) or " ".join(message.split())
     if found := _AMBIGUOUS.search(message):
@@ -74,6 +79,11 @@ def explain(message: str, args: Sequence[str]) -> str:
     value = _last(_VALUE.findall(message)).strip()
     if value and not value.startswith("Namespace("):
         if choices := _CHOICE.search(message):
+            options = [str(choice) for choice in yaml.safe_load(f"[{choices.group(1)}]")]
+            if value.startswith("["):  # a list: which of them
+                value = next((str(item) for item in yaml.safe_load(value) if str(item) not in options), value)
+            if close := difflib.get_close_matches(value, options, n=1):
+                return f"{_full_key(key, args)}{value!r}: did you mean {close[0]!r}?{_where(value, args)}"
             others = f", nor {' or '.join(kinds)}" if kinds else ""
             return f"{_full_key(key, args)}{value!r} is none of {choices.group(1)}{others}{_where(value, args)}"
         if kinds:
@@ -111,8 +121,9 @@ def _not_yaml(args: Sequence[str]) -> str:
     for path in _configs(args):
         try:
             yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            return f"{path} is not YAML: {' '.join(str(error).split())}"
+        except yaml.MarkedYAMLError as error:
+            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            return f"{path}{line}: not YAML: {error.problem}"
     return ""
 
 
@@ -152,11 +163,17 @@ def _where(word: str, args: Sequence[str]) -> str:
     if any(word in arg for arg in args if not arg.endswith(".yaml")):
         return ""
     pattern = re.compile(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])")
-    for path in _configs(args):
+    for path in reversed(_configs(args)):  # the last one counts
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if pattern.search(line.partition("#")[0]):
                 return f" ({path}, line {number})"
     return ""
+
+
+def place_of(message: str, args: Sequence[str]) -> str:
+    """`(FILE, line N)` of the value, or else the key, that a message of this project is about; empty if in no file."""
+    words = [*re.findall(r"'([^']+)'", message), *re.findall(r"^(?:\w+\.)*(\w+)(?:=| is | must )", message)]
+    return next((place.strip() for word in words if (place := _where(word, args))), "")
 
 
 def _class_names() -> set[str]:
@@ -168,13 +185,22 @@ def _class_names() -> set[str]:
         Logger,
         torch.optim.Optimizer,
         torch.optim.lr_scheduler.LRScheduler,
+        torch.nn.modules.loss._Loss,
     )
     return {kind.__name__ for root in roots for kind in _subclasses(root) if not kind.__name__.startswith("_")}
 
 
 def _option_names() -> set[str]:
     """Every argument of the trainer, of the model and data classes that are loaded, and of `BinaryConfig`."""
-    kinds = [Trainer, *_subclasses(LightningDataModule), *_subclasses(LightningModule), *_subclasses(Callback)]
+    roots = (
+        LightningDataModule,
+        LightningModule,
+        Callback,
+        Logger,
+        torch.optim.Optimizer,
+        torch.optim.lr_scheduler.LRScheduler,
+    )
+    kinds = [Trainer, *(kind for root in roots for kind in _subclasses(root))]
     names = {name for kind in kinds for name in inspect.signature(cast(Any, kind)).parameters}
     names |= {field.name for field in dataclasses.fields(BinaryConfig)}
     return (names | {*_SECTIONS, "class_path", "init_args"}) - {"args", "kwargs"}

@@ -1,7 +1,9 @@
 """`design-train fit | validate | test | predict`: LightningCLI with recipes by name, default callbacks and short errors."""
 
+import inspect
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -13,20 +15,25 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from design_lightning.cli import DEBUG, fail
+from design_lightning._names import did_you_mean
+from design_lightning.cli import DEBUG, USERS_ERRORS, fail, users_error
 from design_lightning.commands.processes import one_fate, watch_
 from design_lightning.commands.recipes import find_config
 from design_lightning.training import AtomicCheckpointIO, DesignTrainer
 from design_lightning.training.checkpoint_files import PREEMPTED, is_exported, read_checkpoint
+from design_lightning.training.memory import capacity_of, images_that_fit, is_out_of_memory
 
 LINKED = ("num_classes", "input_size", "class_names", "mean", "std")
 """What the model is told of the data."""
 EXPORTED_CLASSIFIER = "design_lightning.training.ExportedClassifier"
+_NO_DEVICE = re.compile(r"No supported gpu backend|can not run on your system")
 MEASURING = ("validate", "test", "predict")
 """The commands that take exported files as `--ckpt_path`."""
 
@@ -48,6 +55,11 @@ class DesignParser(LightningArgumentParser):
 
 class DesignCLI(LightningCLI):
     """LightningCLI with this project's defaults."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The one command that is run: the arguments of the others take a second to build."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == sys.argv[1]}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """One of `DesignParser`, with LightningCLI's `--config`."""
@@ -103,7 +115,11 @@ class DesignCLI(LightningCLI):
             raise
 
     def before_instantiate_classes(self) -> None:
-        """Lets float32 matrix products use tensor cores, and reads a kernel's file, so that the saved configuration holds it."""
+        """Lets float32 matrix products use tensor cores, and reads a kernel's file, so that the saved configuration holds it.
+
+        Looks at the names that Lightning would refuse with a long list, or where there is none.
+        """
+        check_trainer(self.config[self.config.subcommand].trainer)
         torch.set_float32_matmul_precision("high")
         model = self.config[self.config.subcommand].get("model")
         binary = model.init_args.get("binary") if model and "init_args" in model else None
@@ -121,6 +137,7 @@ class DesignCLI(LightningCLI):
             or not model.class_path.endswith((".DesignClassifier", ".ExportedClassifier"))
         ):
             return
+        self._check_classes(model)
         for name in LINKED:
             if hasattr(self.datamodule, name):
                 value = getattr(self.datamodule, name)
@@ -128,6 +145,71 @@ class DesignCLI(LightningCLI):
         if not hasattr(self.datamodule, "num_classes"):
             kind, count = type(self.datamodule).__name__, self.model.num_classes
             print(f"{kind} has no num_classes: the model has {count}, as model.num_classes says", file=sys.stderr)
+
+    def _check_classes(self, model: Namespace) -> None:
+        """Compares the classes of the data with those of the checkpoint, and with a number in the configuration.
+
+        Raises:
+            ValueError: if a checkpoint is of another number of classes, or of the same names in another order.
+        """
+        count, names = (getattr(self.datamodule, name, None) for name in ("num_classes", "class_names"))
+        given = model.init_args.get("num_classes")
+        usual = inspect.signature(type(self.model)).parameters["num_classes"].default  # which nobody may have written
+        if count is not None and given not in (None, count, usual):
+            print(
+                f"num_classes is {count}, as the data has; the configuration's {given} is left aside", file=sys.stderr
+            )
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if not path or not Path(path).is_file() or count is None:
+            return
+        stored = read_checkpoint(path, "ckpt_path").get("hyper_parameters", {})
+        if stored.get("num_classes", count) != count:
+            raise ValueError(
+                f"the checkpoint {path} tells {stored['num_classes']} classes apart, but the data has {count}: give it the "
+                "data of its training, or train another head from its weights with --model.weights"
+            )
+        pairs = zip(stored.get("class_names") or (), names or (), strict=False)
+        differing = [(was, now) for was, now in pairs if was != now]
+        if differing:
+            was, now = differing[0]
+            how = f"{len(differing)} of {count} class names differ, such as {was!r} in the checkpoint and {now!r} in the data"
+            if sorted(stored["class_names"]) == sorted(names or ()):
+                raise ValueError(
+                    f"{how}: the same names in another order, so the labels would be others; name the folders as then"
+                )
+            print(f"{how}: labels go by their number", file=sys.stderr)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with one_fate(self.trainer):
+            try:
+                super()._run_subcommand(subcommand)
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    raise ValueError(self._out_of_memory()) from error
+                # EarlyStopping's monitor, which Lightning's other callbacks refuse properly.
+                if "conditioned on metric" in str(error):
+                    raise ValueError(str(error)) from error
+                raise
+
+    def _out_of_memory(self) -> str:
+        """What was too large, and what would fit."""
+        device = self.trainer.strategy.root_device
+        size, shape = (getattr(self.datamodule, name, None) for name in ("batch_size", "input_size"))
+        what = f"out of memory on {device}" + (f" with batch_size {size}" if size else "")
+        network = getattr(self.model, "backbone", None)
+        if not (size and shape and isinstance(network, torch.nn.Module)):
+            return f"{what}: make the batch smaller"
+        try:
+            fitting = min(images_that_fit(network, shape, capacity_of(device)), size // 2)
+        except (RuntimeError, MemoryError):
+            return f"{what}, and with 4 images: take a smaller network or image_size"
+        if not fitting:
+            return f"{what}; not even one image fits: take a smaller network or image_size"
+        share = -(-size // fitting)
+        return (
+            f"{what}: about {fitting} would fit; --data.batch_size {fitting} --trainer.accumulate_grad_batches {share} keeps the "
+            "images of a step"
+        )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         from design_lightning.callbacks import (
@@ -168,15 +250,19 @@ class DesignCLI(LightningCLI):
         config["callbacks"] = sorted(
             [*given, *missing], key=lambda callback: not isinstance(callback, PreemptionCheckpoint)
         )
-        trainer = super()._instantiate_trainer(config, [])
+        try:
+            trainer = super()._instantiate_trainer(config, [])
+        except MisconfigurationException as error:
+            if not _NO_DEVICE.search(str(error)):
+                raise
+            kind = config["accelerator"]
+            raise ValueError(
+                f"trainer.accelerator is {kind!r}, but torch finds no such device here: use cpu, or auto"
+            ) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         watch_(trainer)
         return trainer
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        with one_fate(self.trainer):
-            super()._run_subcommand(subcommand)
 
     def before_validate(self) -> None:
         """Says so where random weights would be measured."""
@@ -257,8 +343,30 @@ def run(
     except MisconfigurationException as error:
         # What was asked of the trainer is not to be had here: Lightning says what is.
         raise ValueError(str(error)) from error
+    except USERS_ERRORS as error:
+        from design_lightning.commands.errors import place_of
+
+        if (ours := users_error(error)) and (place := place_of(str(ours), sys.argv[1:])):
+            ours.add_note(place)
+        raise
     finally:
         sys.argv = given
+
+
+def check_trainer(config: Namespace) -> None:
+    """Refuses names of strategies and accelerators that Lightning does not have.
+
+    Raises:
+        ValueError: with the nearest one.
+    """
+    known = {
+        "strategy": StrategyRegistry.available_strategies(),
+        "accelerator": ["auto", "gpu", *AcceleratorRegistry.available_accelerators()],
+    }
+    for name, names in known.items():
+        value = config.get(name)
+        if isinstance(value, str) and value not in ("auto", *names):
+            raise ValueError(f"trainer.{name} is {value!r}: {did_you_mean(value, names)}")
 
 
 def load_weights(model: LightningModule, checkpoint: dict[str, Any], path: str) -> None:

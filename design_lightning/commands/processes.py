@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from design_lightning.cli import DEBUG, ours
+from design_lightning.cli import DEBUG, users_error
 
 GRACE = 15.0
 """Seconds that a process has to end by itself, once another one has failed."""
@@ -110,7 +110,7 @@ def one_fate(trainer: Trainer) -> Iterator[None]:
             _end_after_another(trainer, started)
         if trainer.global_rank:
             time.sleep(PATIENCE)
-        own = error if isinstance(error, MisconfigurationException) else ours(error)
+        own = error if isinstance(error, MisconfigurationException) else users_error(error)
         if own is None or os.environ.get(DEBUG):
             traceback.print_exception(error)
         reason = f"{type(error).__name__}: {error}" if own is None else str(own)

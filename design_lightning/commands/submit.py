@@ -14,10 +14,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.strategies import StrategyRegistry
 
-from design_lightning._names import did_you_mean
-from design_lightning.commands.lightning import DesignCLI, run
+from design_lightning.commands.lightning import DesignCLI, check_trainer, run
 from design_lightning.commands.slurm import Request, check_cluster, script
 from design_lightning.commands.slurm import run as run_slurm
 from design_lightning.training.trainer import DesignTrainer
@@ -83,10 +81,7 @@ class SubmitCLI(DesignCLI):
         config = self.config["submit"]
         values = {each.name: config[each.name] for each in dataclasses.fields(Request)}
         self.request = Request(**{**values, "extra": dict(values["extra"] or {})})
-        strategy = config.trainer.strategy
-        if isinstance(strategy, str) and strategy != "auto" and strategy not in StrategyRegistry:
-            known = StrategyRegistry.available_strategies()
-            raise ValueError(f"trainer.strategy is {strategy!r}: {did_you_mean(strategy, known)}")
+        check_trainer(config.trainer)
         if not config.dry_run or shutil.which("sinfo"):
             check_cluster(self.request)
         else:

@@ -253,7 +253,10 @@ class DesignClassifier(ImageClassifier):
         """
         groups = parameter_groups(self.backbone, self._latent_weight_decay)
         groups[-1]["params"] += [parameter for parameter in self.loss.parameters() if parameter.requires_grad]
-        optimizer: Optimizer = self._make_optimizer(groups)
+        try:
+            optimizer: Optimizer = self._make_optimizer(groups)
+        except ValueError as error:
+            raise ValueError(f"the optimizer refuses its arguments: {error}") from error
         latent = optimizer.latent if isinstance(optimizer, PerGroupOptimizer) else optimizer
         if self._latent_weight_decay and "weight_decay" not in latent.defaults:
             raise ValueError(

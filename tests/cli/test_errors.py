@@ -1,5 +1,6 @@
 """What goes wrong by the user's hand ends in one clear line, with the nearest right name and a non-zero code."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 
 from design_lightning.cli import DEBUG, main
+from design_lightning.training import DesignClassifier
 
 BAD_FILES = {
     "option.yaml": (
@@ -128,7 +130,123 @@ def test_one_line(args: list[str], code: int, message: str, capsys: pytest.Captu
 def test_accelerator_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*QUICK[:-1], "cuda"])
-    assert "design-train: error: `CUDAAccelerator` can not run on your system" in capsys.readouterr().err
+    message = (
+        "design-train: error: trainer.accelerator is 'cuda', but torch finds no such device here: use cpu, or auto"
+    )
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("model:\n  init_args:\n    backbone: resnet81\n", "unknown backbone 'resnet81': did you mean 'resnet18'"),
+        ("model:\n  init_args:\n    binary: {kernel: 2x2_v9}\n", "unknown kernel '2x2_v9': did you mean '2x2_v2'"),
+        ("model:\n  init_args:\n    binary: {estimator: stee}\n", "unknown estimator 'stee': did you mean 'ste'"),
+        ("model:\n  init_args:\n    binary: {skip: [frist]}\n", "skip: 'frist': did you mean 'first'?"),
+        ("model:\n  init_args:\n    binary: {policy: papr}\n", "policy: 'papr': did you mean 'paper'?"),
+        ("model:\n  init_args:\n    loss: CrossEntropLoss\n", "'CrossEntropLoss': did you mean 'CrossEntropyLoss'"),
+        ("data:\n  init_args:\n    batch_size: 0\n", "batch_size=0 must be at least 1"),
+        ("trainer:\n  min_epochs: 1\n  strategy: ddpp\n", "trainer.strategy is 'ddpp': did you mean 'ddp'"),
+        ("trainer:\n  min_epochs: 1\n  accelerator: gpuu\n", "trainer.accelerator is 'gpuu': did you mean 'gpu'?"),
+    ],
+)
+def test_an_overlay_is_named_with_the_line(yaml: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text(yaml)
+    with pytest.raises(SystemExit):
+        main([*QUICK, "--config", "mine.yaml"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert message in line
+    assert "(mine.yaml, line 3)" in line
+
+
+def test_files_that_are_no_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("indent.yaml").write_text("trainer:\n  max_epochs: 3\n bad: 4\n")
+    Path("list.yaml").write_text("- 1\n- 2\n")
+    for args, message in (
+        ("indent.yaml", "indent.yaml, line 3: not YAML"),
+        ("list.yaml", "list.yaml holds no `key: value`"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*QUICK, "--config", args])
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+ONE_STEP = [*QUICK, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--model.warmup_epochs", "0"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_out_of_memory_names_a_batch_that_would_fit(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def training_step(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(DesignClassifier, "training_step", training_step)
+    monkeypatch.setattr("design_lightning.commands.lightning.capacity_of", lambda device: 20_000_000)
+    with pytest.raises(SystemExit):
+        main([*ONE_STEP, "--data.batch_size", "512"])
+    found = re.search(
+        r"out of memory on cpu with batch_size 512: about (\d+) would fit; --data.batch_size (\d+) "
+        r"--trainer.accumulate_grad_batches (\d+) keeps the images of a step",
+        capsys.readouterr().err,
+    )
+    assert found
+    fitting, again, share = map(int, found.groups())
+    assert fitting == again < 256
+    assert share == -(-512 // fitting)
+
+
+def test_other_runtime_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def training_step(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(DesignClassifier, "training_step", training_step)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main(ONE_STEP)
+
+
+def test_what_early_stopping_and_optimizers_refuse_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    stopping = '--trainer.callbacks=[{"class_path": "EarlyStopping", "init_args": {"monitor": "val/top2"}}]'
+    for options, message in (
+        ([stopping], "conditioned on metric `val/top2` which is not available"),
+        (["--model.optimizer.lr", "-1"], "the optimizer refuses its arguments: Invalid learning rate: -1.0"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*ONE_STEP, *options])
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_classes_of_data_configuration_and_checkpoint_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("seven.yaml").write_text("model: {init_args: {num_classes: 7}}\n")
+    main([*ONE_STEP, "--config", "seven.yaml"])
+    output, notices = capsys.readouterr()
+    assert "num_classes is 10, as the data has; the configuration's 7 is left aside" in notices
+    path = next(line for line in output.splitlines() if line.startswith("checkpoint: ")).partition(": ")[2]
+    checkpoint = torch.load(path, weights_only=True)
+    names = checkpoint["hyper_parameters"]["class_names"]
+    measure = ["validate", *QUICK[1:], "--trainer.limit_val_batches", "1", "--ckpt_path", "other.ckpt"]
+    for other, message in (
+        ({"num_classes": 7}, "other.ckpt tells 7 classes apart, but the data has 10"),
+        ({"class_names": names[::-1]}, "10 of 10 class names differ"),
+    ):
+        torch.save({**checkpoint, "hyper_parameters": {**checkpoint["hyper_parameters"], **other}}, "other.ckpt")
+        with pytest.raises(SystemExit):
+            main(measure)
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    checkpoint["hyper_parameters"]["class_names"] = ["shirt", *names[1:]]
+    torch.save(checkpoint, "other.ckpt")
+    main(measure)
+    assert f"1 of 10 class names differ, such as 'shirt' in the checkpoint and {names[0]!r} in the data" in (
+        capsys.readouterr().err
+    )
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
