@@ -159,7 +159,11 @@ def _token_grid(plan: Plan, name: str) -> tuple[tuple[int, int] | None, int]:
     if call is None or len(call.input_shape) != 3 or vit is None:
         return None, 0
     drops = not isinstance(getattr(vit, "patch_drop", None), nn.Identity | None)
-    if drops or getattr(vit.patch_embed, "dynamic_img_pad", False) or not getattr(vit.patch_embed, "strict_img_size", True):
+    if (
+        drops
+        or getattr(vit.patch_embed, "dynamic_img_pad", False)
+        or not getattr(vit.patch_embed, "strict_img_size", True)
+    ):
         return None, 0  # the tokens vary from batch to batch, so a fixed grid would not fit them
     rows, columns = vit.patch_embed.grid_size
     prefix = call.input_shape[1] - rows * columns

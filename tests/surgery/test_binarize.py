@@ -170,9 +170,7 @@ WITH_GRID: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "an inner module": (lambda: wrapped(lambda vit: nn.Sequential(vit, nn.Linear(10, 2))), 64),
     "DataParallel": (lambda: wrapped(nn.DataParallel), 64),
     "features": (
-        lambda: timm.create_model(
-            "vit_tiny_patch16_224", depth=1, img_size=64, features_only=True, out_indices=(0,)
-        ),
+        lambda: timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64, features_only=True, out_indices=(0,)),
         64,
     ),
 }
