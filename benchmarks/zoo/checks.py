@@ -17,6 +17,9 @@ from zoo.tensors import are_finite, tensors_in
 LEAST_BINARY = 1 / 3
 """Of the weights that no fact but that of a gate or a shortcut excuses: at least this share becomes binary."""
 
+LARGEST_GATES = 1 / 10
+"""A gate is made from one pixel. At most this share of the weights lies in what is called a gate and sees a map."""
+
 TWINNED = (
     *(nn.Conv2d, nn.Linear, timm.layers.Conv2dSame, timm.layers.Linear),
     *(timm.layers.StdConv2d, timm.layers.StdConv2dSame, timm.layers.ScaledStdConv2d, timm.layers.ScaledStdConv2dSame),
@@ -82,16 +85,20 @@ class Original:
         self.heads = tuple(name.split(".")[0] for name in names)
         self.called: dict[bool, set[str]] = {False: set(), True: set()}  # modules by mode: in eval, in training
         self.behind_parameters: set[str] = set()
+        self.on_maps: set[str] = set()  # layers that see more than one pixel
 
     @contextmanager
     def watched(self, model: nn.Module) -> Iterator[None]:
         """Looks at forwards of the float network: which modules are called, which read what depends on a parameter."""
 
         def watch(name: str) -> Any:
-            def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+            def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
                 self.called[model.training].add(name)
-                if any(x.requires_grad for x in tensors_in([inputs, named])):
+                tensors = tensors_in([inputs, named])
+                if any(x.requires_grad for x in tensors):
                     self.behind_parameters.add(name)
+                if tensors and tensors[0].numel() > tensors[0].shape[:1].numel() * _channels(module)[0]:
+                    self.on_maps.add(name)
 
             return hook
 
@@ -138,18 +145,31 @@ def check_report(report: BinarizationReport, model: nn.Module, original: Origina
         expect(not overlooked, f"{name} is binary, though it is depthwise")
         if not facts - {"downsample"}:
             weights[name in binary] += rows[name].parameters
+    gates = sum(
+        rows[name].parameters for name in original.on_maps & original.layers.keys() if rows[name].rule == "gate"
+    )
+    all_weights = sum(rows[name].parameters for name in original.layers)
+    expect(
+        gates <= LARGEST_GATES * all_weights, f"{gates / all_weights:.1%} of the weights are gates that see whole maps"
+    )
     is_skipped = any(rows[name].rule == "first" for name in original.layers)
     expect(is_skipped or "first" not in config.skip_rules, "no layer reads the network's input")
     share = weights[True] / max(sum(weights.values()), 1)
     expect(share >= LEAST_BINARY, f"only {share:.1%} of the weights that could be binary are")
 
 
-def _facts(name: str, layer: nn.Module, original: Original) -> set[str]:
-    """The rules that may hold for a layer by what is known without surgery's probe. Of gates nothing is."""
+def _channels(layer: nn.Module) -> tuple[int, int]:
+    """Of a layer's input and output; 0 where a module has none."""
     inner, outer = (
-        next((getattr(layer, k) for k in names if hasattr(layer, k)), None)
+        next((getattr(layer, k) for k in names if isinstance(getattr(layer, k, None), int)), 0)
         for names in (("in_channels", "in_features"), ("out_channels", "out_features"))
     )
+    return inner, outer
+
+
+def _facts(name: str, layer: nn.Module, original: Original) -> set[str]:
+    """The rules that may hold for a layer by what is known without surgery's probe. Of gates nothing is."""
+    inner, outer = _channels(layer)
     resizes = inner != outer or getattr(layer, "stride", (1, 1)) not in ((1, 1), (1,))
     facts = {
         "no twin": type(layer) not in TWINNED,

@@ -149,6 +149,8 @@ def records(*tensors: Tensor | None) -> bool:
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     device = x.device.type
+    if not torch.amp.is_autocast_available(device):  # meta, say
+        return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 

@@ -198,9 +198,14 @@ REGISTERED: dict[str, ThresholdKernel] = {}
 """The kernels of `dl.register`, by name."""
 
 
+def _device_of_numbers(levels: Any) -> torch.device:
+    """Where a tensor is; for plain numbers the CPU, also where `torch.device("meta")` is in force, which holds no numbers."""
+    return levels.device if isinstance(levels, torch.Tensor) else torch.device("cpu")
+
+
 def _as_levels(levels: Any) -> Levels:
     try:
-        values = torch.as_tensor(levels, dtype=torch.float64)
+        values = torch.as_tensor(levels, dtype=torch.float64, device=_device_of_numbers(levels))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"a kernel's levels must be a regular array of numbers, not {levels!r}: {error}") from error
     if values.dim() == 2:

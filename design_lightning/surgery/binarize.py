@@ -17,6 +17,7 @@ from design_lightning.surgery.bits import LEAST_SHARE, check_bits_
 from design_lightning.surgery.config import BinaryConfig
 from design_lightning.surgery.fusing import refuse_fusing_
 from design_lightning.surgery.hooks import share_hooks
+from design_lightning.surgery.packing import packed_layers
 from design_lightning.surgery.plan import Plan
 from design_lightning.surgery.plan_activations import check_binarizers, decide_activations
 from design_lightning.surgery.plan_layers import decide_layers
@@ -143,7 +144,7 @@ def _refuse(model: nn.Module) -> None:
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
             what = f"its part {name!r}" if name else "the model"
             raise ValueError(f"{what} is compiled; binarize first, then compile")
-    done = list(binary_layers(model))
+    done = [*binary_layers(model), *packed_layers(model)]
     if done:
         raise ValueError(
             f"the model is binary already: {done[0]!r} and {len(done) - 1} other layers; binarize a float model"

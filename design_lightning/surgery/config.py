@@ -121,6 +121,7 @@ class BinaryConfig:
     keeps: Keeps = "bits"
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         if self.policy not in POLICIES:
             raise ValueError(f"unknown policy {self.policy!r}: use one of {', '.join(POLICIES)}")
         for name, value in vars(POLICIES[self.policy]).items():
@@ -140,8 +141,6 @@ class BinaryConfig:
         object.__setattr__(self, "overrides", {k: _with_kernel_inside(v) for k, v in self.overrides.items()})
         if not isinstance(self.scale, int | float) or isinstance(self.scale, bool):
             raise ValueError(f"scale must be a number, not {self.scale!r}")
-        if isinstance(self.skip, str):
-            raise ValueError(f"skip is a list of rules, such as [first, last], not {self.skip!r}")
         for name in ("scale_by_gamma", "learn_kernel"):
             if getattr(self, name) and self.activation != "design":
                 raise ValueError(f"{name} goes with activation 'design', not with {self.activation!r}; leave it out")
@@ -152,8 +151,6 @@ class BinaryConfig:
         for rule in self.skip or ():
             if rule not in get_args(SkipRule):
                 raise ValueError(f"unknown skip rule {rule!r}: {did_you_mean(str(rule), get_args(SkipRule))}")
-        if not isinstance(self.overrides, Mapping):
-            raise ValueError(f"overrides must map patterns to fields, not be {self.overrides!r}")
         for pattern, override in self.overrides.items():
             self._check_override(pattern, override)
 
@@ -163,13 +160,11 @@ class BinaryConfig:
                 re.compile(pattern[3:])
             except re.error as error:
                 raise ValueError(f"override {pattern!r} is no regular expression: {error}") from error
-        if override is not None and not isinstance(override, Mapping):
-            raise ValueError(f"override {pattern!r} must be a mapping of fields, or null, not {override!r}")
         known = {f.name for f in dataclasses.fields(self)} - {"policy", "overrides", "stage", "keeps"}
         for name in override or ():
             if name not in known:
                 raise ValueError(
-                    f"override {pattern!r} sets {name!r}, which is no field of a layer: {did_you_mean(name, known)}"
+                    f"override {pattern!r} sets {name!r}, which is no field of a layer: {did_you_mean(str(name), known)}"
                 )
         if override is not None:
             try:
@@ -218,7 +213,7 @@ class BinaryConfig:
         known = {f.name for f in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
-                raise ValueError(f"unknown field {name!r} of BinaryConfig: {did_you_mean(name, known)}")
+                raise ValueError(f"unknown field {name!r} of BinaryConfig: {did_you_mean(str(name), known)}")
         return cls(**values)
 
     def to_yaml(self, defaults: bool = True) -> str:
@@ -252,6 +247,28 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "stage": get_args(Stage),
     "keeps": get_args(Keeps),
 }
+
+
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("activation", "policy"), ("a name", (str, type(None)))),
+    **dict.fromkeys(("estimator", "weight"), ("a name", (str,))),
+    **dict.fromkeys(("activation_args", "estimator_args", "weight_args", "overrides"), ("a mapping", (Mapping,))),
+    **dict.fromkeys(("scale_by_gamma", "learn_kernel"), ("true or false", (bool,))),
+    "skip": ("a list of rules, such as [first, last]", (list, tuple, type(None))),
+}
+
+
+def _check_kinds(config: BinaryConfig) -> None:
+    """Raises where a field holds another kind of value, as a YAML file may have it, before anything looks into it."""
+    for name, (kind, classes) in _KINDS.items():
+        value = getattr(config, name)
+        if not isinstance(value, classes):
+            raise ValueError(f"{name} must be {kind}, not {value!r}")
+    for pattern, override in config.overrides.items():
+        if not isinstance(pattern, str):
+            raise ValueError(f"a pattern of overrides must be a text, not {pattern!r}; put it in quotation marks")
+        if override is not None and not isinstance(override, Mapping):
+            raise ValueError(f"override {pattern!r} must be a mapping of fields, or null, not {override!r}")
 
 
 def _check_arguments(field_name: str, arguments: Mapping[str, Any], choice: str, kind: type) -> None:

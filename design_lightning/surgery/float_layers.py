@@ -1,7 +1,7 @@
 """The float layers that have a binary twin, timm's subclasses among them.
 
 A twin keeps what the float class does in its forward: TensorFlow's SAME padding, weight standardisation. A subclass that
-is not listed and has a forward of its own has no twin: it stays float, and the report says why.
+is not listed and has a forward or a method of its own has no twin: it stays float, and the report says why.
 """
 
 from typing import cast
@@ -88,18 +88,29 @@ BINARY_TWINS: dict[type[nn.Module], type[BinaryLayer]] = {
 """From a float class to its twin; a subclass belongs to its nearest listed ancestor. Plugins add theirs here."""
 
 
+_HARMLESS = {
+    *("__module__", "__qualname__", "__doc__", "__annotations__", "__dict__", "__weakref__", "__orig_bases__"),
+    *("__init__", "__repr__", "extra_repr", "reset_parameters"),
+}
+"""What a subclass may define and still compute, and offer to its network, what its listed ancestor does."""
+
+
 def binary_twin(layer: nn.Module) -> type[BinaryLayer] | None:
-    """The class that `layer` would become, or None where it has a forward or a weight that no listed class has."""
+    """The class that `layer` would become, or None where it has a forward, a method or a weight that no listed class has."""
     if is_parametrized(layer) or _has_own_forward(layer):
         return None
-    for ancestor in type(layer).__mro__:
-        if ancestor in BINARY_TWINS:
-            same_forward = all(
-                getattr(type(layer), name, None) is getattr(ancestor, name, None)
-                for name in ("forward", "_conv_forward")
-            )
-            return BINARY_TWINS[ancestor] if same_forward else None
-    return None
+    ancestor = _listed_ancestor(layer)
+    return None if ancestor is None or _own_names(layer, ancestor) else BINARY_TWINS[ancestor]
+
+
+def _listed_ancestor(layer: nn.Module) -> type[nn.Module] | None:
+    return next((ancestor for ancestor in type(layer).__mro__ if ancestor in BINARY_TWINS), None)
+
+
+def _own_names(layer: nn.Module, ancestor: type[nn.Module]) -> set[str]:
+    """What the classes before a listed ancestor define: a twin would lack it."""
+    order = type(layer).__mro__
+    return {name for kind in order[: order.index(ancestor)] for name in vars(kind)} - _HARMLESS
 
 
 def _has_own_forward(layer: nn.Module) -> bool:
@@ -112,8 +123,10 @@ def why_no_twin(layer: nn.Module) -> str:
         return "its weight is parametrized; remove_parametrizations first"
     if _has_own_forward(layer):
         return "its forward was replaced on the instance; binarize it before that"
-    known = [ancestor for ancestor in type(layer).__mro__ if ancestor in BINARY_TWINS]
-    return f"{type(layer).__name__} has {'a forward of its own' if known else 'no binary twin'}"
+    ancestor = _listed_ancestor(layer)
+    own = sorted(_own_names(layer, ancestor)) if ancestor else []
+    has = f"a {own[0] if 'forward' not in own else 'forward'} of its own" if own else "no binary twin"
+    return f"{type(layer).__name__} has {has}"
 
 
 _HOLDERS = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)

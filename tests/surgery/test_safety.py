@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import design_lightning as dl
 from design_lightning.surgery import binary_layers, probe
+from design_lightning.surgery.packing import pack_layers_
 
 
 class Encoder(nn.Module):
@@ -226,3 +228,82 @@ def test_probe_leaves_the_switches_of_attentions_as_they_were() -> None:
     assert model.blocks[0].attn.qkv_bias_separate is False
     dl.binarize_(model, dl.BinaryConfig(overrides={"*.qkv": None, "*.proj": {}}))
     assert not isinstance(model.blocks[0].attn.qkv, dl.BinaryLinear)
+
+
+@pytest.mark.parametrize("make_", [dl.convert_, pack_layers_])
+def test_a_network_with_packed_layers_is_no_float_one(make_: Callable[[nn.Module], object]) -> None:
+    model = timm.create_model("test_resnet").eval()
+    dl.binarize_(model)
+    make_(model)
+    with pytest.raises(ValueError, match=r"the model is binary already: 'conv1\.3' and 10 other layers"):
+        dl.binarize_(model, dl.BinaryConfig(policy="everything"))
+
+
+class Helped(nn.Conv2d):
+    def helper(self, x: Tensor) -> Tensor:
+        return self(x).relu()
+
+
+class Called(nn.Conv2d):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) * 2
+
+
+class Named(nn.Conv2d):
+    """Differs in how it starts and prints alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1)
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def extra_repr(self) -> str:
+        return "named"
+
+
+class UsesHelper(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.helped, self.called = nn.Conv2d(3, 8, 1), Helped(8, 8, 1), Called(8, 8, 1)
+        self.named, self.head = Named(8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.named(self.called(self.helped.helper(self.stem(x)))))
+
+
+def test_a_subclass_with_methods_of_its_own_is_left() -> None:
+    report = dl.binarize_(UsesHelper(), dl.BinaryConfig(companion="identity"), torch.randn(2, 3, 8, 8))
+    found = {row.name: (row.rule, row.reason) for row in report.rows}
+    assert found["helped"] == ("no twin", "Helped has a helper of its own")
+    assert found["called"] == ("no twin", "Called has a __call__ of its own")
+    assert found["named"][0] == "binary"
+
+
+def test_surgery_on_meta_and_what_it_leaves_runs_there() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("test_resnet")
+        report = dl.binarize_(model, dl.BinaryConfig(weight="recu", estimator="ede", policy="paper"))
+    x = torch.empty(2, 3, 64, 64, device="meta")
+    model(x).sum().backward()
+    gradient = model.get_submodule(report.binary[0].name).weight.grad
+    assert gradient.is_meta
+    with torch.no_grad():
+        assert model.eval()(x).shape == (2, 1000)
+
+
+def test_hooks_of_a_replaced_activation_go_with_it() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1))
+    seen: list[str] = []
+    model[1].register_full_backward_hook(lambda *_: seen.append("backward"))
+    model[1].register_state_dict_post_hook(lambda *_: seen.append("state dict"))
+    model[1].register_load_state_dict_post_hook(lambda *_: seen.append("load"))
+    dl.binarize_(model, example_input=torch.randn(2, 3, 8, 8))
+    assert isinstance(model[1], nn.Hardtanh)
+    for expected in (["backward", "state dict", "load"], ["backward", "state dict", "load"]):
+        seen.clear()
+        model(torch.randn(2, 3, 8, 8)).sum().backward()
+        model.load_state_dict(model.state_dict())
+        assert seen == expected
+        if not isinstance(model[1], nn.ReLU):
+            dl.unbinarize_(model)

@@ -222,6 +222,15 @@ def reports_a_rule_that_does_not_hold(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(plan_layers, "find_rule", first_twice)
 
 
+def calls_layers_gates(patch: pytest.MonkeyPatch) -> None:
+    find_rule = plan_layers.find_rule
+
+    def gates_too(name: str, *rest: Any) -> Any:
+        return ("gate", "") if name.endswith(("fc1", "proj", "conv2")) else find_rule(name, *rest)
+
+    patch.setattr(plan_layers, "find_rule", gates_too)
+
+
 def overlooks_the_first_layer(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(rules.RULES, "first", lambda name, layer, facts: None)
 
@@ -267,6 +276,8 @@ BROKEN = [
     (leaves_all_but_one_layer_float, "test_resnet", "of the weights that could be binary are"),
     (leaves_all_but_one_layer_float, "test_vit", "of the weights that could be binary are"),
     (reports_a_rule_that_does_not_hold, "test_vit", "rule 'first' does not hold"),
+    (calls_layers_gates, "test_resnet", "of the weights are gates that see whole maps"),
+    (calls_layers_gates, "test_vit", "of the weights are gates that see whole maps"),
     (overlooks_the_first_layer, "test_resnet", "no layer reads the network's input"),
     (reports_no_linear_layer, "test_resnet", "1 weight layers are not in the report"),
     (forgets_to_put_a_layer_in, "test_vit", "differ in what is binary"),
