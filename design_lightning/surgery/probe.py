@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from design_lightning._names import in_a_line
-from design_lightning.surgery.float_activations import (
-    ACTIVATION_NORMS,
-    GATE_MODULES,
-    SIGMOIDS,
-    is_activation,
-    is_one_sided,
-)
+from design_lightning.surgery.float_activations import ACTIVATION_NORMS, GATE_MODULES, is_activation, is_one_sided
 from design_lightning.surgery.float_layers import is_weight_layer, multiply_accumulates
 from design_lightning.surgery.flow import (
     WEIGHT_FUNCTIONS,
@@ -258,7 +252,7 @@ class _Watch(TorchFunctionMode):
                 self.opaque += 1
             if x is None:
                 return
-            if is_activation(module) or isinstance(module, SIGMOIDS):
+            if is_activation(module):
                 self.seen.activations.setdefault(name, []).append((tuple(x.shape), frame.flow.axis))
             self._note_norm(module, frame)
             if is_weight_layer(module):
@@ -295,7 +289,7 @@ class _Watch(TorchFunctionMode):
         self._note_norm_output(frame, output)
         if isinstance(module, GATE_MODULES):
             self.opaque -= 1
-            set_flow(output, after_gate(frame.flow, frame.name if isinstance(module, SIGMOIDS) else None))
+            set_flow(output, after_gate(frame.flow))
         elif is_activation(module):
             self.opaque -= 1
             flow = after_activation(frame.flow, frame.name, is_one_sided(module))
