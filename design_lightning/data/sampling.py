@@ -31,8 +31,8 @@ class PaddedEvalSampler(DistributedSampler):
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False, drop_last=False)
 
     def __iter__(self) -> Iterator[int]:
-        first = self.rank * self.num_samples  # a part in one piece, so that each process reads shards of its own
-        return iter(range(first, first + self.num_samples))
+        # One by one in turn, so that the first batches of all processes are those of one process (`limit_val_batches`).
+        return iter(range(self.rank, self.total_size, self.num_replicas))
 
 
 class EpochSampler(DistributedSampler):

@@ -17,10 +17,10 @@ from design_lightning.data.shards.store import ShardStore
 class WebDataset(ImageData):
     """Images in WebDataset shards, as `design-train shard` makes them of folders, or indexes those of others.
 
-    Each process reads a part of the shards of its own, `window` at a time, each once an epoch. Every image is seen once an epoch;
-    with several processes up to one for each of them comes twice, so that all have equally many, and the order depends on their
-    number. Validation counts every image once. A run that is resumed within an epoch goes on with the next batch, without reading
-    what lies before.
+    Each process trains on a part of the shards of its own, `window` at a time, each once an epoch. Every image is seen once an
+    epoch; with several processes up to one for each of them comes twice, so that all have equally many, and the order depends on
+    their number. Validation counts every image once, and has each process read all shards. A run that is resumed within an epoch
+    goes on with the next batch, without reading what lies before.
 
     At a URL (`https://...`; `s3://...`, `gs://...` and others with the package that `fsspec` names) a shard is copied to the cache
     of the machine a few shards before it is needed, compared with its SHA-256, and shared by the processes of the machine.
