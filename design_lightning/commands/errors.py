@@ -119,11 +119,15 @@ def _configs(args: Sequence[str]) -> list[Path]:
 
 def _not_yaml(args: Sequence[str]) -> str:
     for path in _configs(args):
+        text = path.read_text(encoding="utf-8")
         try:
-            yaml.safe_load(path.read_text(encoding="utf-8"))
+            yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:
-            line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-            return f"{path}{line}: not YAML: {error.problem}"
+            place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            return f"{path}{place}: not YAML: {error.problem}"
+        except yaml.reader.ReaderError as error:
+            line = text.count("\n", 0, error.position) + 1
+            return f"{path}, line {line}: not YAML: {error.reason}"
     return ""
 
 
