@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import design_lightning as dl
+import design_lightning.models  # registers vgg_small
 from design_lightning.surgery import BinaryConfig
 from design_lightning.surgery.summary import Stage, Summary, short, summarize
 
