@@ -18,7 +18,7 @@ LEAST_BINARY = 1 / 3
 """Of the weights that no fact but that of a gate or a shortcut excuses: at least this share becomes binary."""
 
 LARGEST_GATES = 1 / 10
-"""A gate is made from one pixel. At most this share of the weights is in what is called a gate and sees more: a map of weights."""
+"""A gate is made from one pixel. At most this share of the weights lies in what is called a gate and sees a map."""
 
 TWINNED = (
     *(nn.Conv2d, nn.Linear, timm.layers.Conv2dSame, timm.layers.Linear),

@@ -27,7 +27,7 @@ from design_lightning.surgery.report import BinarizationReport
 from design_lightning.surgery.shortcuts import RealShortcut
 from design_lightning.surgery.stages import binary_layers
 from design_lightning.surgery.traceless import forward_without_trace
-from design_lightning.surgery.unbinarize import remember_original, unbinarize_
+from design_lightning.surgery.unbinarize import remember_original, restore_, unbinarize_
 from design_lightning.surgery.uncalled import call_layers_
 
 
@@ -74,6 +74,17 @@ def operate_(model: nn.Module, config: BinaryConfig, example_input: Tensor | Seq
     decide_layers(plan)
     decide_activations(plan)
     check_binarizers(plan)
+    try:
+        _change_(plan)
+    except BaseException:  # an interruption by the user, say
+        restore_(model)
+        raise
+    return plan
+
+
+def _change_(plan: Plan) -> None:
+    """All that changes the model."""
+    model, config = plan.model, plan.config
     _swap(model, plan.replacements)
     for name, end in plan.shortcuts.items():
         RealShortcut().attach(model.get_submodule(name), model.get_submodule(end))
@@ -83,7 +94,6 @@ def operate_(model: nn.Module, config: BinaryConfig, example_input: Tensor | Seq
     keep_for_backward_(model, config.keeps)
     refuse_fusing_(model)
     record_surgery(model, SurgeryRecord(config, plan.probe.input_shape if plan.probe else None, plan.shortcuts))
-    return plan
 
 
 def _check_bits(plan: Plan) -> None:
@@ -141,7 +151,8 @@ def _fail_unless_float_does(plan: Plan, x: Tensor, failure: Exception) -> None:
 
 def _refuse(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+        is_compiled = isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
+        if is_compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
             what = f"its part {name!r}" if name else "the model"
             raise ValueError(f"{what} is compiled; binarize first, then compile")
     done = [*binary_layers(model), *packed_layers(model)]

@@ -35,6 +35,7 @@ ACTIVATION_MODULES = (
         "Hardswish",
         "Hardtanh",
         "Tanh",
+        *("Softshrink", "Hardshrink", "Tanhshrink", "LogSigmoid"),
     ),
     *_classes("Softsign", "Swish", "HardSwish", "HardMish", "GELUTanh", "QuickGELU"),
     *_classes("SwishMe", "MishMe", "HardSwishMe", "HardMishMe"),
@@ -60,8 +61,11 @@ def is_one_sided(module: nn.Module) -> bool:
     return isinstance(module, (*ONE_SIDED, timm.layers.FilterResponseNormTlu2d))
 
 
-GATE_MODULES = _classes("Sigmoid", "Hardsigmoid", "HardSigmoid", "HardSigmoidMe", "Softmax")
-"""Their output weighs a stream instead of being one: never replaced."""
+SIGMOIDS = _classes("Sigmoid", "Hardsigmoid", "HardSigmoid", "HardSigmoidMe")
+"""Gates where their output weighs a stream; where it weighs none and a binarizer reads it, activations like others."""
+
+GATE_MODULES = (*SIGMOIDS, *_classes("Softmax"))
+"""Their output usually weighs a stream instead of being one."""
 
 _functional = (F, torch, Tensor)
 
@@ -85,5 +89,6 @@ ACTIVATION_FUNCTIONS = ONE_SIDED_FUNCTIONS | _functions(
     "mish",
     "hardswish",
     "hardtanh",
+    *("softshrink", "hardshrink", "tanhshrink", "logsigmoid"),
 )
 GATE_FUNCTIONS = _functions("sigmoid", "sigmoid_", "hardsigmoid", "softmax")

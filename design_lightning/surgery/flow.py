@@ -56,6 +56,7 @@ class Findings:
 
     Args:
         gates: layers whose output weighs a stream.
+        weighing: sigmoids whose output weighs something.
         shortcuts: layers that are the projection of a shortcut.
         with_shortcut: layers whose own input is added to what they give, behind their norm.
         norms: from a layer to the norm module that its output enters.
@@ -66,6 +67,7 @@ class Findings:
     """
 
     gates: set[str] = field(default_factory=set)
+    weighing: set[str] = field(default_factory=set)
     shortcuts: set[str] = field(default_factory=set)
     with_shortcut: set[str] = field(default_factory=set)
     norms: dict[str, str] = field(default_factory=dict)
@@ -125,8 +127,11 @@ _ADDITIONS = _functions("add", "add_", "__add__", "__radd__", "__iadd__", "cat",
 _SUBTRACTIONS = _functions(
     *("sub", "sub_", "__sub__", "__rsub__", "__isub__", "rsub", "subtract", "neg", "__neg__", "negative")
 )
+_SIGN_CHANGERS = _functions("log", "log_", "log2", "log10", "log_softmax", "logit", "sin", "cos", "lerp", "addcmul")
 _QUOTIENTS = _functions("div", "div_", "__truediv__", "__itruediv__", "true_divide", "divide")
 _PRODUCTS = _functions("mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply")
+_WEIGHERS = _PRODUCTS | _ATTENTIONS | (_MIXERS - WEIGHT_FUNCTIONS)
+"""Of two streams one may weigh the other here."""
 _MOVES = _functions(
     *(
         "view",
@@ -184,6 +189,8 @@ def after(function: Any, operands: Sequence[Any], inside: str, findings: Finding
     flows = [flow for flow in map(flow_of, operands) if flow is not None]
     if not flows:
         return None
+    if function in _WEIGHERS:
+        findings.weighing |= frozenset().union(*(f.sources for f in flows if f.is_gate))
     if function in _PRODUCTS:
         return _after_product(operands, findings)
     if function in WEIGHT_FUNCTIONS and _has_fixed_filter(operands):
@@ -204,7 +211,11 @@ def after(function: Any, operands: Sequence[Any], inside: str, findings: Finding
     joined = flows[0] if len(flows) == 1 else _join(flows)
     if function in _QUOTIENTS and any(isinstance(v, int | float) and v < 0 for v in operands):
         joined = replace(joined, positive_by=None)
-    if function in _SUBTRACTIONS or (function in _ADDITIONS and not _all_known_positive(operands)):
+    if (
+        function in _SUBTRACTIONS
+        or function in _SIGN_CHANGERS
+        or (function in _ADDITIONS and not _all_known_positive(operands))
+    ):
         joined = replace(joined, positive_by=None)
     if function in _ADDITIONS or function in _SUBTRACTIONS:
         return replace(joined, norm=None, layer=None, activation=None, branch=None)
@@ -219,11 +230,10 @@ def after_activation(flow: Flow, name: str, one_sided: bool) -> Flow:
     return replace(flow, sources=frozenset({name}), positive_by=positive, layer=None, is_gate=False, activation=name)
 
 
-def after_gate(flow: Flow) -> Flow:
-    """Behind a sigmoid or softmax: a gate, which carries no stream."""
-    return replace(
-        flow, sources=frozenset(), positive_by=frozenset(), layer=None, is_gate=True, norm=None, activation=None
-    )
+def after_gate(flow: Flow, sigmoid: str | None = None) -> Flow:
+    """Behind a softmax or a sigmoid, whose name is given if it is a module: a gate, unless it turns out to weigh nothing."""
+    sources = frozenset({sigmoid} if sigmoid else ())
+    return replace(flow, sources=sources, positive_by=sources, layer=None, is_gate=True, norm=None, activation=sigmoid)
 
 
 def after_layer(flow: Flow | None, name: str, sees_one_pixel: bool, axis: int | None) -> Flow:

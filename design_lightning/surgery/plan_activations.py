@@ -10,7 +10,7 @@ from design_lightning.binary.activations import Layout
 from design_lightning.binary.companions import CompanionName
 from design_lightning.surgery.bare_norms import with_companion
 from design_lightning.surgery.config import BinaryConfig
-from design_lightning.surgery.float_activations import ACTIVATION_NORMS, is_activation
+from design_lightning.surgery.float_activations import ACTIVATION_NORMS, SIGMOIDS, is_activation
 from design_lightning.surgery.float_layers import is_weight_layer
 from design_lightning.surgery.flow import A_FUNCTION
 from design_lightning.surgery.plan import Plan
@@ -23,7 +23,7 @@ def decide_activations(plan: Plan) -> None:
     """Gives every float activation a row, and those whose output reaches a binarizer their companion."""
     reaching = _reaching(plan)
     for name, module in plan.modules.items():
-        if is_activation(module):
+        if is_activation(module) or (isinstance(module, SIGMOIDS) and name in reaching):
             _decide_activation(plan, name, module, reaching)
 
 
@@ -45,7 +45,7 @@ def _reaching(plan: Plan) -> set[str]:
                     waiting.append(source)
             else:
                 found.add(source)
-    return found
+    return found - plan.probe.findings.weighing
 
 
 def _decide_activation(plan: Plan, name: str, module: nn.Module, reaching: set[str]) -> None:
@@ -119,9 +119,11 @@ def _check_one_sided(plan: Plan, probe: Probe) -> None:
             continue
         behind = ", ".join(sorted(positive_by)) or "an operation without a negative output"
         if _highest_threshold(config) <= 0:
+            kept = [s for s in positive_by if s in plan.rows and plan.rows[s].rule == "kept"]
+            way = "use a companion other than 'keep'" if kept else "leave the layer float by an override"
             raise ValueError(
                 f"{name}: its input is never negative (behind {behind}), so a sign with thresholds of 0 would be "
-                "constant; use a companion other than 'keep', or a kernel with positive thresholds"
+                f"constant; {way}, or a kernel with positive thresholds"
             )
         one_sided.append(f"{name} (behind {behind})")
     if one_sided:

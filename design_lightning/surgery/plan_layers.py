@@ -22,7 +22,6 @@ from design_lightning.surgery.config import BinaryConfig
 from design_lightning.surgery.downsampling import average_pooled
 from design_lightning.surgery.float_layers import binary_twin, in_channels, is_weight_layer, weight_count, why_no_twin
 from design_lightning.surgery.plan import Plan
-from design_lightning.surgery.probe import LayerCall
 from design_lightning.surgery.report import Row
 from design_lightning.surgery.rules import find_rule
 from design_lightning.surgery.shortcuts import shortcut_place
@@ -76,13 +75,14 @@ def _leave(plan: Plan, name: str, layer: nn.Module, rule: str, reason: str) -> N
 
 
 def _row(plan: Plan, name: str, layer: nn.Module, after: str, rule: str, reason: str) -> Row:
+    return Row(name, type(layer).__name__, after, rule, reason, weight_count(layer), _macs_per_image(plan, name))
+
+
+def _macs_per_image(plan: Plan, name: str) -> int:
+    if plan.probe is None:
+        return 0
     call = plan.call(name)
-    count = weight_count(layer)
-    return Row(name, type(layer).__name__, after, rule, reason, count, _macs_per_image(plan, call))
-
-
-def _macs_per_image(plan: Plan, call: LayerCall | None) -> int:
-    return call.macs // plan.probe.input_shape[0] if call and plan.probe else 0
+    return ((call.macs if call else 0) + plan.probe.user_macs[name]) // plan.probe.input_shape[0]
 
 
 def _make_binary(plan: Plan, name: str, layer: nn.Module, twin: type[BinaryLayer], config: BinaryConfig) -> None:

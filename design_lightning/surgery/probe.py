@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from design_lightning._names import in_a_line
-from design_lightning.surgery.float_activations import ACTIVATION_NORMS, GATE_MODULES, is_activation, is_one_sided
+from design_lightning.surgery.float_activations import (
+    ACTIVATION_NORMS,
+    GATE_MODULES,
+    SIGMOIDS,
+    is_activation,
+    is_one_sided,
+)
 from design_lightning.surgery.float_layers import is_weight_layer, multiply_accumulates
 from design_lightning.surgery.flow import (
     WEIGHT_FUNCTIONS,
@@ -58,6 +64,7 @@ class Probe:
         layers: every weight layer that was called, in the order of the first call.
         activations: every activation module that was called, with the shape of each input and the axis of its channels.
         users: weight layers whose weight a function used without a call of the layer, and the module in which that happened.
+        user_macs: multiply-accumulates of such uses, over the whole batch.
         findings: what the operations revealed about layers.
         input_shape: the shape of the input; its first number is the batch.
         outputs: the shape of what every module gave, the first tensor of it, of the last call.
@@ -68,6 +75,7 @@ class Probe:
     layers: dict[str, LayerCall] = field(default_factory=dict)
     activations: dict[str, list[tuple[tuple[int, ...], int | None]]] = field(default_factory=dict)
     users: dict[str, str] = field(default_factory=dict)
+    user_macs: Counter[str] = field(default_factory=Counter)
     findings: Findings = field(default_factory=Findings)
     outputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     products: dict[str, int] = field(default_factory=dict)
@@ -77,6 +85,7 @@ class Probe:
         """Multiply-accumulates an image of the network as it was probed, as if all of them were of floats."""
         macs = Counter(self.products)
         macs.update({name: call.macs for name, call in self.layers.items()})
+        macs.update(self.user_macs)
         return Operations(floats={name: count // self.input_shape[0] for name, count in macs.items()})
 
 
@@ -213,10 +222,10 @@ class _Watch(TorchFunctionMode):
         # An in-place operation overwrites its operand's knowledge, so it is read first.
         operands = [*_unrolled(args), *_unrolled(tuple(kwargs.values()))]
         inside = self.stack[-1].name if self.stack else ""
-        if func in WEIGHT_FUNCTIONS:
-            self._note_user(operands, inside)
         flow = None if self.opaque else after(func, operands, inside, self.seen.findings)
         result = func(*args, **kwargs)
+        if func in WEIGHT_FUNCTIONS:
+            self._note_users(func, operands, result, inside)
         if macs := product_of_streams(func, operands, result):
             self.seen.products[inside] = self.seen.products.get(inside, 0) + macs
         if func is Tensor.__setitem__:
@@ -226,10 +235,15 @@ class _Watch(TorchFunctionMode):
             set_flow(result, replace(flow, gate_layers=frozenset()) if _is_pooled(result, operands) else flow)
         return result
 
-    def _note_user(self, operands: list[Any], inside: str) -> None:
+    def _note_users(self, function: Any, operands: list[Any], result: Any, inside: str) -> None:
         running = {frame.name for frame in self.stack}
-        for owner in {self.owners[id(value)] for value in operands if id(value) in self.owners} - running:
-            self.seen.users[owner] = inside
+        x = next(value for value in operands if isinstance(value, Tensor))
+        output = x if "transpose" in function.__name__ else result[0] if isinstance(result, tuple) else result
+        for weight in operands:
+            owner = self.owners.get(id(weight))
+            if owner is not None and owner not in running:
+                self.seen.users[owner] = inside
+                self.seen.user_macs[owner] += output.numel() * weight[0].numel()
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -252,7 +266,7 @@ class _Watch(TorchFunctionMode):
                 self.opaque += 1
             if x is None:
                 return
-            if is_activation(module):
+            if is_activation(module) or isinstance(module, SIGMOIDS):
                 self.seen.activations.setdefault(name, []).append((tuple(x.shape), frame.flow.axis))
             self._note_norm(module, frame)
             if is_weight_layer(module):
@@ -289,7 +303,7 @@ class _Watch(TorchFunctionMode):
         self._note_norm_output(frame, output)
         if isinstance(module, GATE_MODULES):
             self.opaque -= 1
-            set_flow(output, after_gate(frame.flow))
+            set_flow(output, after_gate(frame.flow, frame.name if isinstance(module, SIGMOIDS) else None))
         elif is_activation(module):
             self.opaque -= 1
             flow = after_activation(frame.flow, frame.name, is_one_sided(module))

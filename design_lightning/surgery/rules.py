@@ -15,6 +15,7 @@ from torch import nn
 
 from design_lightning.surgery.config import SkipRule
 from design_lightning.surgery.float_layers import is_weight_layer
+from design_lightning.surgery.flow import Flow
 from design_lightning.surgery.probe import Probe
 
 _HEADLESS = (FeatureDictNet, FeatureGetterNet, FeatureHookNet, FeatureListNet)
@@ -79,7 +80,8 @@ def _depthwise(name: str, layer: nn.Module, facts: Facts) -> str | None:
 def _gate(name: str, layer: nn.Module, facts: Facts) -> str | None:
     if facts.probe and name in facts.probe.findings.gates:
         return "its output gates a stream"
-    if facts.probe and facts.probe.layers[name].flow.is_gate:
+    flow = facts.probe.layers[name].flow if facts.probe else Flow()
+    if facts.probe and flow.is_gate and not flow.sources - facts.probe.findings.weighing:
         return "it reads a gate"
     parts = name.split(".")
     for end in range(len(parts)):

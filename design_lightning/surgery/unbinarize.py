@@ -35,6 +35,11 @@ def unbinarize_(model: nn.Module) -> tuple[str, ...]:
     """
     if not binary_layers(model):
         raise ValueError(f"{type(model).__name__} has no binary layer, so there is nothing to take back")
+    return restore_(model)
+
+
+def restore_(model: nn.Module) -> tuple[str, ...]:
+    """Takes back as much of `binarize_` as was done; returns the names of the modules that were put back."""
     reference = next(p for p in model.parameters() if p.is_floating_point())
     originals = {module: _original(module, reference) for module in model.modules()}
     restored = {module: original for module, original in originals.items() if original is not None}

@@ -521,7 +521,7 @@ class TestRunner:
         runner = (
             "import os, subprocess, sys; from pathlib import Path; import results\n"
             "with results.claim(Path(sys.argv[1]), 'run') as claim:\n"
-            "    training = subprocess.Popen(['sleep', '60'], pass_fds=[claim.fileno()], stdout=subprocess.DEVNULL)\n"
+            "    training = subprocess.Popen(['sleep', '60'], pass_fds=[claim.fileno()], stdout=-3, stderr=-3)\n"
             "    print(training.pid, flush=True)\n"
             "    os.kill(os.getpid(), 9)\n"
         )

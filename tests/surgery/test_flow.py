@@ -73,6 +73,7 @@ def test_a_relu_reaches_a_binarizer_through(between: str) -> None:
         (lambda net, x: x / -2, False),
         (lambda net, x: torch.subtract(x, 1), False),
         (lambda net, x: torch.negative(x), False),
+        (lambda net, x: torch.log(x + 0.5), False),
     ],
 )
 def test_what_may_be_negative(between: Callable[[Net, Tensor], Tensor], is_one_sided: bool) -> None:
@@ -157,6 +158,49 @@ def test_what_is_made_of_gates_alone_is_a_gate() -> None:
             assert rules(report)["proj"] == "gate"
     with pytest.warns(UserWarning, match=r"never negative.*proj \(behind act\)"):
         dl.binarize_(Modulation(nn.ReLU(), True), dl.BinaryConfig(companion="keep"), torch.randn(2, 16, 3))
+
+
+class LeNet(nn.Module):
+    """Its activation is what is a gate elsewhere; perhaps it is one here too."""
+
+    def __init__(self, act: nn.Module, weighs: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 2)
+        self.act, self.weighs = act, weighs
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        gate = self.act(x)
+        if self.weighs:
+            return self.c(self.b(F.max_pool2d(gate, 2)).mean((2, 3)) * (gate * x).mean())
+        return self.c(self.b(F.max_pool2d(gate, 2)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "act", [nn.Sigmoid, nn.Hardsigmoid, nn.Softshrink, nn.Hardshrink, nn.Tanhshrink, nn.LogSigmoid], ids=str
+)
+def test_a_sigmoid_that_weighs_nothing_is_an_activation(act: type[nn.Module]) -> None:
+    model = LeNet(act())
+    config = dl.BinaryConfig(policy="everything", activation="sign")
+    found = rules(dl.binarize_(model, config, torch.randn(2, 3, 12, 12)))
+    assert found == {"a": "binary", "b": "binary", "c": "binary", "act": "companion"}
+    assert isinstance(model.act, nn.Hardtanh)
+
+
+def test_a_sigmoid_that_also_weighs_stays() -> None:
+    report = dl.binarize_(LeNet(nn.Sigmoid(), weighs=True), dl.BinaryConfig(skip=["gate"]), torch.randn(2, 3, 12, 12))
+    assert rules(report) == {"a": "binary", "b": "gate", "c": "binary"}
+
+
+@pytest.mark.parametrize(
+    ("companion", "way"), [("keep", "use a companion other than"), ("hardtanh", "leave the layer float")]
+)
+def test_the_way_out_of_a_constant_sign_is_one(companion: str, way: str) -> None:
+    model = Net(lambda net, x: x if companion == "keep" else x.relu())
+    if companion != "keep":
+        model.act = nn.Identity()
+    with pytest.raises(ValueError, match=f"never negative .*; {way}"):
+        dl.binarize_(model, dl.BinaryConfig(activation="sign", companion=companion), (2, 3, 12, 12))
 
 
 @pytest.mark.parametrize(

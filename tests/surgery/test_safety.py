@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import design_lightning as dl
-from design_lightning.surgery import binary_layers, probe
+from design_lightning.surgery import binarize, binary_layers, probe
 from design_lightning.surgery.packing import pack_layers_
 
 
@@ -69,6 +69,49 @@ def test_a_layer_whose_weight_is_read_is_listed_with_its_reader() -> None:
     report = dl.binarize_(model, dl.BinaryConfig(skip=["last"]), example_input=(4, 6))
     row = next(row for row in report.rows if row.name == "b")
     assert (row.rule, row.reason) == ("not called", "the model uses its weight without a call")
+    assert row.macs == 8 * 8
+
+
+def test_operations_of_weights_that_functions_read_are_counted() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.read, self.up = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3), nn.ConvTranspose2d(4, 2, 2)
+            self.body, self.head = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.conv2d(self.stem(x), self.read.weight)
+            return self.head(self.body(nn.functional.conv_transpose2d(x, self.up.weight)))
+
+    report = dl.binarize_(Reads(), example_input=torch.randn(2, 3, 8, 8))
+    macs = {row.name: row.macs for row in report.rows}
+    assert macs == {
+        "stem": 64 * 8 * 3,
+        "read": 36 * 4 * 8 * 9,
+        "up": 36 * 4 * 2 * 4,
+        "body": 49 * 8 * 2,
+        "head": 49 * 2 * 8,
+    }
+
+
+@pytest.mark.parametrize("where", ["_swap", "make_lean_", "refuse_fusing_", "record_surgery"])
+def test_an_interruption_leaves_the_model_as_it_was(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("test_resnet")
+    before = {name: type(module) for name, module in model.named_modules()}
+    step = getattr(binarize, where)
+
+    def interrupted(first: object, *rest: dict[nn.Module, nn.Module]) -> None:
+        halves = [dict(list(part.items())[::2]) for part in rest] if where == "_swap" else rest
+        step(first, *halves)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(binarize, where, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dl.binarize_(model, dl.BinaryConfig(policy="reactnet"))
+    monkeypatch.setattr(binarize, where, step)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert dl.binarize_(model).binary
 
 
 def test_a_compiled_part_is_refused() -> None:
@@ -80,6 +123,10 @@ def test_a_compiled_part_is_refused() -> None:
     other.layer1 = torch.compile(other.layer1, backend="eager")
     with pytest.raises(ValueError, match="its part 'layer1' is compiled"):
         dl.binarize_(other)
+    third = timm.create_model("test_resnet")
+    third.forward = torch.compile(third.forward, backend="eager")
+    with pytest.raises(ValueError, match="the model is compiled"):
+        dl.binarize_(third)
 
 
 def test_a_layer_with_a_forward_of_its_own_instance_is_left() -> None:
@@ -220,6 +267,7 @@ def test_multi_head_attention_and_recurrence_are_listed() -> None:
     assert found["attention"] == ("no twin", 192)
     assert found["lstm"] == ("no twin", 512)
     assert found["attention.out_proj"][0] == "not called"
+    assert {row.name: row.macs for row in report.rows}["attention.out_proj"] == 5 * 64
 
 
 def test_probe_leaves_the_switches_of_attentions_as_they_were() -> None:
