@@ -82,8 +82,8 @@ def explain(message: str, args: Sequence[str]) -> str:
             options = [str(choice) for choice in yaml.safe_load(f"[{choices.group(1)}]")]
             if value.startswith("["):  # a list: which of them
                 value = next((str(item) for item in yaml.safe_load(value) if str(item) not in options), value)
-            if near := difflib.get_close_matches(value, options, n=1):
-                return f"{_full_key(key, args)}{value!r}: did you mean {near[0]!r}?{_where(value, args)}"
+            if nearest := difflib.get_close_matches(value, options, n=1):
+                return f"{_full_key(key, args)}{value!r}: did you mean {nearest[0]!r}?{_where(value, args)}"
             others = f", nor {' or '.join(kinds)}" if kinds else ""
             return f"{_full_key(key, args)}{value!r} is none of {choices.group(1)}{others}{_where(value, args)}"
         if kinds:

@@ -194,8 +194,8 @@ def test_out_of_memory_names_a_batch_that_would_fit(
     with pytest.raises(SystemExit):
         main([*ONE_STEP, "--data.batch_size", "512"])
     found = re.search(
-        r"out of memory on cpu with batch_size 512: about (\d+) would fit; --data.batch_size (\d+) --trainer.accumulate_grad_batches "
-        r"(\d+) keeps the images of a step",
+        r"out of memory on cpu with batch_size 512: about (\d+) would fit; --data.batch_size (\d+) "
+        r"--trainer.accumulate_grad_batches (\d+) keeps the images of a step",
         capsys.readouterr().err,
     )
     assert found
