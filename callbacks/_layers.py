@@ -6,7 +6,7 @@ from torch import nn
 from design_lightning.binary import BinaryLayer
 from design_lightning.surgery import binary_layers
 from design_lightning.surgery.plan import matches
-from design_lightning.training.sharding import is_sharded
+from design_lightning.training.sharding import check_strategy, is_sharded
 
 
 def network_of(pl_module: LightningModule) -> nn.Module:
@@ -43,6 +43,7 @@ def refuse_sharding(trainer: Trainer) -> None:
     Raises:
         ValueError: names all these callbacks of the run at once; with DeepSpeed and FSDP1 whatever the callbacks are.
     """
+    check_strategy(trainer)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # the Trainer sets it in a connector
     found = [type(callback).__name__ for callback in callbacks if getattr(callback, "needs_whole_weights", False)]
     if is_sharded(trainer) and found:

@@ -2,8 +2,8 @@
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -22,6 +22,13 @@ def did_you_mean(name: str, known: Iterable[str], show_all_below: int = 30) -> s
 def in_a_line(error: BaseException) -> str:
     """An error's kind and the first line of what it says."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def subclasses(kind: type[Any]) -> Iterator[type[Any]]:
+    """All classes that derive from a class and are loaded, those of a class before its next sibling."""
+    for child in kind.__subclasses__():
+        yield child
+        yield from subclasses(child)
 
 
 def class_by_name(name: str, known: Mapping[str, type[T]], base: type[T], kind: str) -> type[T]:

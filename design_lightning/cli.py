@@ -7,6 +7,7 @@ imported when the command is known.
 import importlib
 import os
 import sys
+import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,14 +92,25 @@ def users_error(error: BaseException | None) -> BaseException | None:
     """The first of an error and its causes that this project raised, with a message made for the user; None if there is none.
 
     jsonargparse wraps what a constructor raises, and names it as the cause. Where this project wraps an error of its own, it says
-    more: of which file it is. An error from elsewhere keeps its traceback.
+    more: of which file it is. A file that Python itself could not open for this project is the user's to mend as well. An error
+    from elsewhere keeps its traceback.
     """
     here = Path(__file__).resolve().parent
     homes = (here, here.parent / "callbacks")
     while error is not None:
-        frames = traceback.extract_tb(error.__traceback__)
-        is_ours = frames and any(Path(frames[-1].filename).resolve().is_relative_to(home) for home in homes)
+        files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, OSError) and error.filename is not None:
+            while files and _is_pythons(files[-1]):
+                files.pop()
+        is_ours = files and any(files[-1].resolve().is_relative_to(home) for home in homes)
         if is_ours and isinstance(error, USERS_ERRORS):
             return error
         error = error.__cause__
     return None
+
+
+def _is_pythons(file: Path) -> bool:
+    """Whether a file belongs to the standard library."""
+    return file.is_relative_to(sysconfig.get_path("stdlib")) and not {"site-packages", "dist-packages"} & set(
+        file.parts
+    )

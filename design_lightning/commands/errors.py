@@ -5,7 +5,7 @@ import difflib
 import inspect
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from design_lightning._names import did_you_mean
+from design_lightning._names import did_you_mean, subclasses
 from design_lightning.cli import USERS_ERRORS
 from design_lightning.commands.recipes import recipes
 from design_lightning.surgery import BinaryConfig
@@ -82,8 +82,8 @@ def explain(message: str, args: Sequence[str]) -> str:
             options = [str(choice) for choice in yaml.safe_load(f"[{choices.group(1)}]")]
             if value.startswith("["):  # a list: which of them
                 value = next((str(item) for item in yaml.safe_load(value) if str(item) not in options), value)
-            if close := difflib.get_close_matches(value, options, n=1):
-                return f"{_full_key(key, args)}{value!r}: did you mean {close[0]!r}?{_where(value, args)}"
+            if nearest := difflib.get_close_matches(value, options, n=1):
+                return f"{_full_key(key, args)}{value!r}: did you mean {nearest[0]!r}?{_where(value, args)}"
             others = f", nor {' or '.join(kinds)}" if kinds else ""
             return f"{_full_key(key, args)}{value!r} is none of {choices.group(1)}{others}{_where(value, args)}"
         if kinds:
@@ -138,7 +138,7 @@ def _last(found: Sequence[str]) -> str:
 def _unknown_option(name: str, args: Sequence[str]) -> str:
     given = _as_given(name, args)
     section, _, leaf = given.rpartition(".")
-    known = _option_names()
+    known = _option_names(section)
     if given.partition(".")[0] not in _SECTIONS and section:
         near, leaf = difflib.get_close_matches(given.partition(".")[0], _SECTIONS, n=1), given.partition(".")[0]
     elif leaf in known:
@@ -191,11 +191,17 @@ def _class_names() -> set[str]:
         torch.optim.lr_scheduler.LRScheduler,
         torch.nn.modules.loss._Loss,
     )
-    return {kind.__name__ for root in roots for kind in _subclasses(root) if not kind.__name__.startswith("_")}
+    return {kind.__name__ for root in roots for kind in subclasses(root) if not kind.__name__.startswith("_")}
 
 
-def _option_names() -> set[str]:
-    """Every argument of the trainer, of the model and data classes that are loaded, and of `BinaryConfig`."""
+def _option_names(section: str) -> set[str]:
+    """The arguments of a section: of the trainer, of `BinaryConfig`, or of all classes that are loaded."""
+    binary = {field.name for field in dataclasses.fields(BinaryConfig)}
+    trainer = set(inspect.signature(Trainer).parameters)
+    if section.endswith("binary"):
+        return binary
+    if section == "trainer":
+        return trainer
     roots = (
         LightningDataModule,
         LightningModule,
@@ -204,13 +210,6 @@ def _option_names() -> set[str]:
         torch.optim.Optimizer,
         torch.optim.lr_scheduler.LRScheduler,
     )
-    kinds = [Trainer, *(kind for root in roots for kind in _subclasses(root))]
+    kinds = (kind for root in roots for kind in subclasses(root))
     names = {name for kind in kinds for name in inspect.signature(cast(Any, kind)).parameters}
-    names |= {field.name for field in dataclasses.fields(BinaryConfig)}
-    return (names | {*_SECTIONS, "class_path", "init_args"}) - {"args", "kwargs"}
-
-
-def _subclasses(kind: type[Any]) -> Iterable[type[Any]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _subclasses(child)
+    return (names | binary | trainer | {*_SECTIONS, "class_path", "init_args"}) - {"args", "kwargs"}

@@ -7,10 +7,9 @@ rest. `design-train plugins` lists them; examples/plugin is one.
 
 import importlib.metadata
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from design_lightning._names import in_a_line
+from design_lightning._names import in_a_line, subclasses
 
 GROUP = "design_lightning.plugins"
 
@@ -75,12 +74,6 @@ def _names() -> dict[str, set[str]]:
     classes = {"callback": Callback, "data": LightningDataModule, "model": LightningModule}
     return {
         **{field: set(known) for field, (_, known) in REGISTRIES.items()},
-        **{kind: {found.__name__ for found in _subclasses(base)} for kind, base in classes.items()},
+        **{kind: {found.__name__ for found in subclasses(base)} for kind, base in classes.items()},
         "backbone": set(timm.list_models()),
     }
-
-
-def _subclasses(kind: type[Any]) -> Iterator[type[Any]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _subclasses(child)

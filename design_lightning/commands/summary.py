@@ -106,8 +106,8 @@ def _spelled_out(args: Sequence[str]) -> list[str]:
             value = value if equals else next(arguments, "")
             if value != value.lower():  # a class; networks have lower-case names
                 found.append(f"--model={value}")
-            else:  # {}: a policy decides what is not given, rather than the defaults of DesignClassifier
-                found += ["--model=DesignClassifier", f"--model.backbone={value}", "--model.binary={}"]
+            else:
+                found += ["--model=DesignClassifier", f"--model.backbone={value}"]
         elif option == "--binary" or option.startswith("--binary."):
             found.append(f"--model.{arg.removeprefix('--')}")
         else:

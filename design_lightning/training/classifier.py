@@ -32,7 +32,7 @@ from design_lightning.training.per_group import PerGroupOptimizer
 from design_lightning.training.processes import mean_over_processes
 from design_lightning.training.rate import LearningRate
 from design_lightning.training.schedules import CosineDecay
-from design_lightning.training.sharding import is_sharded, shard_, take_buffers_of_first_process_
+from design_lightning.training.sharding import check_strategy, is_sharded, shard_, take_buffers_of_first_process_
 
 FORMAT_VERSION = 1
 
@@ -83,7 +83,7 @@ class DesignClassifier(ImageClassifier):
         self,
         backbone: str = "resnet18",
         num_classes: int = 1000,
-        binary: BinaryConfig | None = BinaryConfig(),  # noqa: B008  a frozen value
+        binary: BinaryConfig | None = {},  # type: ignore[assignment]  # noqa: B006  so that options find no field set
         weights: str | None = None,
         pretrained: bool = False,
         backbone_args: dict[str, Any] | None = None,
@@ -182,7 +182,10 @@ class DesignClassifier(ImageClassifier):
         Raises:
             ValueError: with a strategy in which binary layers do not work; names those that do.
         """
-        if self._trainer is not None and is_sharded(self.trainer):
+        if self._trainer is None:
+            return
+        check_strategy(self.trainer)
+        if is_sharded(self.trainer):
             shard_(self.backbone, cast(ModelParallelStrategy, self.trainer.strategy))
             if any(True for _ in self.loss.parameters()):
                 shard_(self.loss, cast(ModelParallelStrategy, self.trainer.strategy))

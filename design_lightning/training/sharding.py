@@ -13,19 +13,21 @@ from design_lightning.binary import BinaryLayer
 
 
 def is_sharded(trainer: Trainer) -> bool:
-    """Whether a process holds only a part of each weight.
+    """Whether a process holds only a part of each weight."""
+    return isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy))
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuses strategies in which binary layers do not work.
 
     Raises:
-        ValueError: with a strategy in which binary layers do not work; names those that do.
+        ValueError: names those that do.
     """
-    strategy = trainer.strategy
-    name = type(strategy).__name__
-    if isinstance(strategy, DeepSpeedStrategy | FSDPStrategy):
+    if isinstance(trainer.strategy, (DeepSpeedStrategy, FSDPStrategy)):
         raise ValueError(
-            f"{name} has not been tried with binary layers and their callbacks: use strategy ddp, or ModelParallelStrategy, "
-            "which shards weights as FSDP2 does"
+            f"{type(trainer.strategy).__name__} has not been tried with binary layers and their callbacks: use strategy ddp, or "
+            "ModelParallelStrategy, which shards weights as FSDP2 does"
         )
-    return isinstance(strategy, ModelParallelStrategy)
 
 
 def shard_(module: nn.Module, strategy: ModelParallelStrategy) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
 import design_lightning as dl
 from design_lightning.callbacks import BatchNormRecalibration, LatentWeightClipping, SignFlipMonitor, TwoStageTraining
-from design_lightning.training.sharding import is_sharded
+from design_lightning.training.sharding import check_strategy, is_sharded
 
 
 def sharded(*callbacks: str, **strategy: Any) -> dict[str, Any]:
@@ -70,7 +70,8 @@ def test_flattened_weights_are_refused_whatever_the_callbacks(strategy: type) ->
         with pytest.raises(ValueError, match=message):
             callback.setup(pretended, module, "fit")
     with pytest.raises(ValueError, match=message):
-        is_sharded(pretended)
+        check_strategy(pretended)
+    assert is_sharded(pretended)
 
 
 @pytest.mark.slow

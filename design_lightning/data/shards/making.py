@@ -10,7 +10,7 @@ import re
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -234,11 +234,19 @@ def _results(jobs: Sequence[Callable[[], T]], workers: int, advance: Advance) ->
     pool = ProcessPoolExecutor(workers, mp_context=get_context("forkserver"))
     try:
         for done, future in enumerate([pool.submit(job) for job in jobs]):
-            result = future.result()
+            result = _result(future)
             advance(done + 1, len(jobs))
             yield result
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future[T]) -> T:
+    """What a process returned; an error of its work is raised from here, as if the work had been done here."""
+    try:
+        return future.result()
+    except (ValueError, OSError) as error:
+        raise error.with_traceback(None) from None
 
 
 def _write_file(place: Path, contents: bytes) -> None:
