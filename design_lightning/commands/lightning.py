@@ -1,6 +1,5 @@
 """`design-train fit | validate | test | predict`: LightningCLI with recipes by name, default callbacks and short errors."""
 
-import inspect
 import logging
 import os
 import re
@@ -15,23 +14,26 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from design_lightning._names import did_you_mean
 from design_lightning.cli import DEBUG, USERS_ERRORS, fail, users_error
+from design_lightning.commands.checks import (
+    LINKED,
+    check_checkpoint,
+    check_linked,
+    check_trainer,
+    compare_classes,
+    out_of_memory,
+)
 from design_lightning.commands.processes import one_fate, watch_
 from design_lightning.commands.recipes import find_config
 from design_lightning.training import AtomicCheckpointIO, DesignTrainer
 from design_lightning.training.checkpoint_files import PREEMPTED, is_exported, read_checkpoint
-from design_lightning.training.memory import capacity_of, images_that_fit, is_out_of_memory
+from design_lightning.training.memory import is_out_of_memory
 
-LINKED = ("num_classes", "input_size", "class_names", "mean", "std")
-"""What the model is told of the data."""
 EXPORTED_CLASSIFIER = "design_lightning.training.ExportedClassifier"
 _NO_DEVICE = re.compile(r"No supported gpu backend|can not run on your system")
 MEASURING = ("validate", "test", "predict")
@@ -137,7 +139,9 @@ class DesignCLI(LightningCLI):
             or not model.class_path.endswith((".DesignClassifier", ".ExportedClassifier"))
         ):
             return
-        self._check_classes(model)
+        given, path = model.init_args.get("num_classes"), self.config[self.config.subcommand].get("ckpt_path")
+        for line in compare_classes(self.datamodule, self.model, given, path):
+            print(line, file=sys.stderr)
         for name in LINKED:
             if hasattr(self.datamodule, name):
                 value = getattr(self.datamodule, name)
@@ -146,70 +150,17 @@ class DesignCLI(LightningCLI):
             kind, count = type(self.datamodule).__name__, self.model.num_classes
             print(f"{kind} has no num_classes: the model has {count}, as model.num_classes says", file=sys.stderr)
 
-    def _check_classes(self, model: Namespace) -> None:
-        """Compares the classes of the data with those of the checkpoint, and with a number in the configuration.
-
-        Raises:
-            ValueError: if a checkpoint is of another number of classes, or of the same names in another order.
-        """
-        count, names = (getattr(self.datamodule, name, None) for name in ("num_classes", "class_names"))
-        given = model.init_args.get("num_classes")
-        usual = inspect.signature(type(self.model)).parameters["num_classes"].default  # which nobody may have written
-        if count is not None and given not in (None, count, usual):
-            print(
-                f"num_classes is {count}, as the data has; the configuration's {given} is left aside", file=sys.stderr
-            )
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if not path or not Path(path).is_file() or count is None:
-            return
-        stored = read_checkpoint(path, "ckpt_path").get("hyper_parameters", {})
-        if stored.get("num_classes", count) != count:
-            raise ValueError(
-                f"the checkpoint {path} tells {stored['num_classes']} classes apart, but the data has {count}: give it the "
-                "data of its training, or train another head from its weights with --model.weights"
-            )
-        pairs = zip(stored.get("class_names") or (), names or (), strict=False)
-        differing = [(was, now) for was, now in pairs if was != now]
-        if differing:
-            was, now = differing[0]
-            how = f"{len(differing)} of {count} class names differ, such as {was!r} in the checkpoint and {now!r} in the data"
-            if sorted(stored["class_names"]) == sorted(names or ()):
-                raise ValueError(
-                    f"{how}: the same names in another order, so the labels would be others; name the folders as then"
-                )
-            print(f"{how}: labels go by their number", file=sys.stderr)
-
     def _run_subcommand(self, subcommand: str) -> None:
         with one_fate(self.trainer):
             try:
                 super()._run_subcommand(subcommand)
             except (RuntimeError, MemoryError) as error:
                 if is_out_of_memory(error):
-                    raise ValueError(self._out_of_memory()) from error
+                    raise ValueError(out_of_memory(self.trainer, self.datamodule, self.model)) from error
                 # EarlyStopping's monitor, which Lightning's other callbacks refuse properly.
                 if "conditioned on metric" in str(error):
                     raise ValueError(str(error)) from error
                 raise
-
-    def _out_of_memory(self) -> str:
-        """What was too large, and what would fit."""
-        device = self.trainer.strategy.root_device
-        size, shape = (getattr(self.datamodule, name, None) for name in ("batch_size", "input_size"))
-        what = f"out of memory on {device}" + (f" with batch_size {size}" if size else "")
-        network = getattr(self.model, "backbone", None)
-        if not (size and shape and isinstance(network, torch.nn.Module)):
-            return f"{what}: make the batch smaller"
-        try:
-            fitting = min(images_that_fit(network, shape, capacity_of(device)), size // 2)
-        except (RuntimeError, MemoryError):
-            return f"{what}, and with 4 images: take a smaller network or image_size"
-        if not fitting:
-            return f"{what}; not even one image fits: take a smaller network or image_size"
-        share = -(-size // fitting)
-        return (
-            f"{what}: about {fitting} would fit; --data.batch_size {fitting} --trainer.accumulate_grad_batches {share} keeps the "
-            "images of a step"
-        )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         from design_lightning.callbacks import (
@@ -224,7 +175,8 @@ class DesignCLI(LightningCLI):
             ThroughputProgressBar,
         )
 
-        given = [*(config.get("callbacks") or []), *callbacks]
+        chosen = config.get("callbacks") or []
+        given = [*([chosen] if isinstance(chosen, Callback) else chosen), *callbacks]
         defaults: list[type[Callback]] = [
             BinarySummary,
             ConfusionMatrixReport,
@@ -319,8 +271,8 @@ def run(
     if not {"-h", "--help"} & set(args):
         import_classes()
     _hush(command)
-    _check_checkpoint(args)
-    _check_linked(args)
+    check_checkpoint(args)
+    check_linked(args)
     given = sys.argv
     # Not as LightningCLI's `args`: DDP starts its other processes with what sys.argv holds.
     sys.argv = [given[0], command, *_model_of_file(command, args), *_with_found_configs(args)]
@@ -353,22 +305,6 @@ def run(
         sys.argv = given
 
 
-def check_trainer(config: Namespace) -> None:
-    """Refuses names of strategies and accelerators that Lightning does not have.
-
-    Raises:
-        ValueError: with the nearest one.
-    """
-    known = {
-        "strategy": StrategyRegistry.available_strategies(),
-        "accelerator": ["auto", "gpu", *AcceleratorRegistry.available_accelerators()],
-    }
-    for name, names in known.items():
-        value = config.get(name)
-        if isinstance(value, str) and value not in ("auto", *names):
-            raise ValueError(f"trainer.{name} is {value!r}: {did_you_mean(value, names)}")
-
-
 def load_weights(model: LightningModule, checkpoint: dict[str, Any], path: str) -> None:
     """Loads the weights of a checkpoint that was read from a path.
 
@@ -390,27 +326,6 @@ def import_classes() -> None:
     for package in (callbacks, data, training):
         for name in package.__all__:
             getattr(package, name)
-
-
-def _check_linked(args: Sequence[str]) -> None:
-    """Refuses what the data would overrule without a word."""
-    for arg in args:
-        option = arg.partition("=")[0]
-        if option in {f"--model.{prefix}{name}" for prefix in ("", "init_args.") for name in LINKED}:
-            raise ValueError(f"{option.lstrip('-')} comes from the data; leave it out, or choose other data")
-
-
-def _check_checkpoint(args: Sequence[str]) -> None:
-    """Says at once that a checkpoint is missing, rather than after the model is built."""
-    keywords = ("best", "last", "hpc", "registry", "null")
-    for i, arg in enumerate(args):
-        option, equals, value = arg.partition("=")
-        path = value if equals else "".join(args[i + 1 : i + 2])
-        is_file = option == "--ckpt_path" and path not in keywords and "://" not in path
-        if is_file and not Path(path).exists():
-            raise FileNotFoundError(
-                f"ckpt_path {path!r} does not exist; fit prints the path of the checkpoint that it saved"
-            )
 
 
 def _model_of_file(command: str, args: Sequence[str]) -> list[str]:

@@ -15,7 +15,8 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from design_lightning.commands.lightning import DesignCLI, check_trainer, run
+from design_lightning.commands.checks import check_trainer
+from design_lightning.commands.lightning import DesignCLI, run
 from design_lightning.commands.slurm import Request, check_cluster, script
 from design_lightning.commands.slurm import run as run_slurm
 from design_lightning.training.trainer import DesignTrainer

@@ -76,3 +76,25 @@ def test_a_line_of_yaml_is_the_logger_of_that_name(
         main([*FIT, "--config", "logger.yaml", "--print_config"])
     assert f"class_path: lightning.pytorch.loggers.{name}" in capsys.readouterr().out
     assert issubclass(getattr(__import__("lightning.pytorch.loggers", fromlist=[name]), name), Logger)
+
+
+def test_runs_of_a_logger_of_services_keep_a_configuration_each(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("service.py").write_text(
+        "from lightning.pytorch.loggers import Logger\n"
+        "class Service(Logger):\n"
+        "    name, save_dir, experiment = 'project', 'runs', None\n"
+        "    def __init__(self, version: str) -> None: super().__init__(); self._version = version\n"
+        "    @property\n"
+        "    def version(self): return self._version\n"
+        "    def log_metrics(self, *_, **__): pass\n"
+        "    def log_hyperparams(self, *_, **__): pass\n"
+    )
+    monkeypatch.syspath_prepend(".")
+    for version in ("abc", "def"):
+        main([*FIT, "--trainer.logger", "service.Service", "--trainer.logger.version", version])
+        lines = dict(line.partition(": ")[::2] for line in capsys.readouterr().out.splitlines())
+        assert Path(lines["logs"]) == Path("runs/project") / version
+        assert Path(lines["checkpoint"]).is_relative_to(lines["logs"])
+        assert f"version: {version}" in (Path(lines["logs"]) / "config.yaml").read_text()

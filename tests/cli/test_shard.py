@@ -79,6 +79,41 @@ def test_what_is_wrong_is_said_in_one_line(args, error, code, tmp_path, capsys, 
     assert error in printed[0]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("broken", "args", "error"),
+    [
+        (
+            "image",
+            ["--root", "images", "--out", "x"],
+            "No such file or directory: 'images/train/cat/gone.png'",
+        ),
+        ("out", ["--root", "images", "--out", "file"], "Not a directory: 'file/"),
+        ("tar", ["--tars", "train=cut.tar", "--out", "x"], "{folder}/cut.tar is no whole, uncompressed tar file"),
+        (
+            "names",
+            ["--tars", "train=cut.tar", "--out", "x", "--class_names", "gone.txt"],
+            "No such file or directory: 'gone.txt'",
+        ),
+    ],
+    ids=("image", "out", "tar", "names"),
+)
+def test_files_that_cannot_be_read_or_written_are_named_in_one_line(
+    workers, broken, args, error, image_tree, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    if broken == "image":
+        (image_tree / "train" / "cat" / "gone.png").symlink_to("nowhere")
+    if broken == "tar":
+        Path("cut.tar").write_bytes(b"0" * 700)
+    with pytest.raises(SystemExit) as ended:
+        main(["shard", *args, "--workers", workers])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert error.format(folder=tmp_path) in line
+
+
 @pytest.mark.own_process
 def test_killed_while_it_writes_it_goes_on(image_tree, tmp_path) -> None:
     out = tmp_path / "shards"
