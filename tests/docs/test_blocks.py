@@ -27,8 +27,8 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 EVERY_COMMAND = [command for page in PAGES for command in commands_of(page)]
 PYTHON = sorted({block.page for block in BLOCKS if block.language == "python"})
 
-SLOW_PAGES = {"README.md", "docs/index.md", "docs/export.md"}
-"""Pages whose Python trains, or exports a network of 224 pixels."""
+SLOW_PAGES = {"README.md", "docs/index.md", "docs/export.md", "docs/designing.md"}
+"""Pages whose Python trains, searches for kernels, or exports a network of 224 pixels."""
 
 EXCEPTIONS = {
     "make test": "runs these tests",
