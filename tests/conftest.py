@@ -1,14 +1,13 @@
 """What all tests share: one thread a worker, and small real data."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from alone import run_alone
 from PIL import Image
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -21,11 +20,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """
     if pyfuncitem.get_closest_marker("own_process") is None or os.environ.get("OWN_PROCESS") == "1":
         return None
-    command = [sys.executable, "-m", "pytest", "-q", "--numprocesses", "0", "-m", "own_process", pyfuncitem.nodeid]
-    environment = os.environ | {"OWN_PROCESS": "1"}
-    environment.pop("PYTEST_XDIST_WORKER", None)
-    result = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, f"ended with {result.returncode}\n" + result.stdout[-6000:] + result.stderr[-2000:]
+    failure = run_alone(pyfuncitem.nodeid, pyfuncitem.config.rootpath)
+    assert not failure, failure
     return True
 
 

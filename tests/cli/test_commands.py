@@ -341,14 +341,17 @@ def test_a_fit_that_is_stopped_is_no_success_and_says_how_to_go_on(
 ) -> None:
     program = Path(sys.executable).with_name("design-train")
     short = ["--trainer.max_epochs", "9999", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [str(program), *FIT[:5], *short], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(sent)
-    printed, _ = process.communicate(timeout=120)
+    ) as process:
+        try:
+            deadline = time.monotonic() + 300
+            while not list(tmp_path.rglob("last.ckpt")) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            process.send_signal(sent)
+            printed, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()  # where it did not end
     assert process.returncode == code
     stopped = printed.partition("stopped at step ")[2]
     assert "to go on from the last checkpoint: the same command with --ckpt_path " in stopped
