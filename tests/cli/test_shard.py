@@ -35,7 +35,8 @@ def test_it_says_what_it_made_and_a_check_finds_damage(image_tree, tmp_path, cap
 def test_tars_of_others_are_indexed_by_braces(image_tree, tmp_path, capsys) -> None:
     shards = made(image_tree, tmp_path / "shards")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
-    args = ["--tars", f"train={shards}/train-{{000000..000003}}.tar", f"val={shards}/val-{{000000,000001}}.tar"]
+    trains = [f"train={shards}/train-{{000000..000002}}.tar", f"train={shards}/train-000003.tar"]
+    args = ["--tars", *trains, f"val={shards}/val-{{000000,000001}}.tar"]
     main(
         [
             "shard",
@@ -63,6 +64,7 @@ def test_tars_of_others_are_indexed_by_braces(image_tree, tmp_path, capsys) -> N
         (["--root", "nowhere"], "--out is missing", 2),
         (["--root", "nowhere", "--out", "x"], "no folder 'nowhere' with images", 1),
         (["--tars", "x.tar", "--out", "x"], "--tars x.tar: expected train=", 1),
+        (["--tars", "train=", "--out", "x"], "--tars train=: expected train=", 1),
         (["--tars", "train=gone.tar", "--out", "x", "--workers", "1"], "gone.tar", 1),
         (["--check", "nowhere"], "no index.json in 'nowhere'", 1),
         (["--root", ".", "--out", "x", "--images", "0"], "images=0 must be at least 1", 1),
