@@ -87,7 +87,7 @@ class ImageData(LightningDataModule, ABC):
         drop_last: leave out the last training batch of an epoch if it is smaller.
         pin_memory: load into page-locked memory; null does where there is a CUDA device.
         max_damaged: the share of the images of a split that may be damaged, from 0 to 1; one more and the run ends. 0 ends it at
-            the first. Prediction ends where all are damaged.
+            the first, and all of a split at any. Prediction ends where all are damaged.
 
     Raises:
         ValueError: if an argument is out of range.

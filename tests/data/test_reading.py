@@ -173,6 +173,17 @@ def test_a_disk_that_went_away_is_said_with_the_first_batch(make_tree, num_worke
             list(loader)
 
 
+def test_a_split_of_damaged_images_alone_ends_the_run_at_any_share(make_tree):
+    root = make_tree(TREE)
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(b"")
+    data = folder(root, max_damaged=1.0)
+    for loader, split, count in ((data.train_dataloader(), "training", 12), (data.val_dataloader(), "validation", 7)):
+        message = rf"^{count} of {count} {split} images cannot be read: cannot read .* take them away$"
+        with pytest.raises(ValueError, match=message):
+            list(loader)
+
+
 @pytest.mark.parametrize("max_damaged", [-0.1, 1.5])
 def test_a_share_out_of_range_is_refused(max_damaged):
     with pytest.raises(ValueError, match=rf"max_damaged={max_damaged} is a share of the images"):
