@@ -35,6 +35,7 @@ from design_lightning.training.checkpoint_files import PREEMPTED, is_exported, r
 from design_lightning.training.memory import is_out_of_memory
 
 EXPORTED_CLASSIFIER = "design_lightning.training.ExportedClassifier"
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid")
 _NO_DEVICE = re.compile(r"No supported gpu backend|can not run on your system")
 MEASURING = ("validate", "test", "predict")
 """The commands that take exported files as `--ckpt_path`."""
@@ -157,6 +158,11 @@ class DesignCLI(LightningCLI):
             except (RuntimeError, MemoryError) as error:
                 if is_out_of_memory(error):
                     raise ValueError(out_of_memory(self.trainer, self.datamodule, self.model)) from error
+                if _WORKER_DIED.match(str(error)):
+                    raise ValueError(
+                        f"{' '.join(str(error).split())} A system kills where memory runs out: set data.num_workers lower, or give "
+                        "the run more memory"
+                    ) from error
                 # EarlyStopping's monitor, which Lightning's other callbacks refuse properly.
                 if "conditioned on metric" in str(error):
                     raise ValueError(str(error)) from error
