@@ -238,6 +238,10 @@ class DesignCLI(LightningCLI):
     def fit(self, **arguments: Any) -> None:
         """Trains, and says how a run that was stopped goes on. A requeued job goes on from where it was."""
         saved = Path(self.trainer.default_root_dir) / PREEMPTED
+        if arguments.get("ckpt_path") == "hpc" and not list(saved.parent.glob("hpc_ckpt_*")):
+            raise FileNotFoundError(
+                f"ckpt_path 'hpc' is {str(saved)!r}, which does not exist: a run with PreemptionCheckpoint writes it"
+            )
         if SLURMEnvironment.detect() and saved.is_file() and arguments.get("ckpt_path"):
             arguments["ckpt_path"] = "hpc"
         try:
