@@ -1,7 +1,10 @@
 """`design-train shard` as a user calls it, and a training on what it made."""
 
+import os
+import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -117,6 +120,28 @@ def test_files_that_cannot_be_read_or_written_are_named_in_one_line(
 
 
 @pytest.mark.own_process
+def test_a_full_disk_names_the_shard_and_the_rest_is_made_later(image_tree, tmp_path, capsys) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(SystemExit):
+            made(image_tree, tmp_path / "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = f"design-train: error: [Errno 27] File too large: '{tmp_path}/x/train-000000.tar'\n"
+    assert capsys.readouterr().err == error
+    assert [path.name for path in (tmp_path / "x").iterdir()] == [".unfinished"]
+    made(image_tree, tmp_path / "x")
+    assert "train: 4 shards" in capsys.readouterr().out
+
+
+def test_a_killed_process_is_said_in_a_line() -> None:
+    from design_lightning.data.shards.making import _results
+
+    with pytest.raises(OSError, match=r"^a process was killed, as a system does where memory runs out; run the same"):
+        list(_results([partial(os._exit, 9)], 2, lambda done, of: None))
+
+
 def test_killed_while_it_writes_it_goes_on(image_tree, tmp_path) -> None:
     out = tmp_path / "shards"
     code = (

@@ -11,6 +11,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -255,6 +256,10 @@ def _result(future: Future[T]) -> T:
         return future.result()
     except (ValueError, OSError) as error:
         raise error.with_traceback(None) from None
+    except BrokenProcessPool:
+        raise OSError(
+            "a process was killed, as a system does where memory runs out; run the same again, with fewer --workers"
+        ) from None
 
 
 def _write_file(place: Path, contents: bytes) -> None:
