@@ -144,7 +144,7 @@ def test_a_start_within_the_epoch_gives_the_rest_of_it(shards) -> None:
     whole = [(images, labels) for images, labels in data_of(shards).train_dataloader()]
     assert len(whole) == 3
     data = data_of(shards)
-    data.load_state_dict({"batches": 1, "batch_size": 4, "processes": 1})
+    data.load_state_dict({"batches": 1, "images": 13, "processes": 1, "batch_size": 4})
     for (images, labels), expected in zip(data.train_dataloader(), whole[1:], strict=True):
         assert torch.equal(images, expected[0])
         assert torch.equal(labels, expected[1])
@@ -485,7 +485,7 @@ def test_a_full_disk_under_the_cache_is_named_and_no_image_is_blamed(shards, ser
     try:
         with pytest.raises(
             ConnectionError,
-            match=rf"^{server.url}/shards/train-\d+\.tar cannot be copied to the cache {cache}: .*too large; make",
+            match=rf"^{server.url}/shards/train-\d+\.tar cannot be copied to the cache {cache}: .*too large.*; make",
         ):
             list(loader)
     finally:
@@ -526,7 +526,7 @@ def test_a_url_without_a_server_is_named(tmp_path) -> None:
 
 
 def test_shards_of_others_are_indexed_over_http(shards, server, tmp_path) -> None:
-    urls = [f"{server.url}/shards/train-{n:06d}.tar" for n in range(5)]
+    urls = [f"{server.url}/shards/train-{n:06d}.tar?signature={'0' * 300}" for n in range(5)]
     index_shards({"train": urls, "val": [str(shards / "val-000000.tar")]}, tmp_path / "index")
     data = data_of(tmp_path / "index", cache=str(tmp_path / "cache"))
     assert torch.equal(data.samples("train").labels, data_of(shards).samples("train").labels)
@@ -536,7 +536,7 @@ def test_shards_of_others_are_indexed_over_http(shards, server, tmp_path) -> Non
 
 @pytest.mark.parametrize(
     ("options", "error"),
-    [({"window": 0}, "window=0"), ({"cache_gb": 0}, "cache_gb=0")],
+    [({"window": 0}, "window=0"), ({"cache_gb": 0}, "cache_gb=0"), ({"cache_gb": float("nan")}, "cache_gb=nan")],
 )
 def test_wrong_options_are_refused(options, error) -> None:
     with pytest.raises(ValueError, match=error):

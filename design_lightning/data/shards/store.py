@@ -115,7 +115,8 @@ class ShardStore:
         place = self._place(stored.name)
         if not is_url(place):
             return place
-        copy = self.cache / f"{stored.sha256[:16]}-{place.rpartition('/')[2]}"
+        name = place.partition("?")[0].rpartition("/")[2]  # what a signed URL asks is longer than a file's name may be
+        copy = self.cache / f"{stored.sha256[:16]}-{name}"
         try:
             if not _touched(copy, stored.bytes):
                 self.cache.mkdir(parents=True, exist_ok=True)
