@@ -90,7 +90,7 @@ def test_batches_do_not_depend_on_workers_nor_on_a_resume(make_tree):
     for name in ("cat/1.jpg", "cat/2.jpg", "dog/0.jpg"):
         truncate(root / "train" / name)
     here, there, resumed = (folder(root, num_workers=workers) for workers in (0, 2, 1))
-    resumed.load_state_dict({"batches": 1, "batch_size": 4, "processes": 1})
+    resumed.load_state_dict({"batches": 1, "images": 12, "processes": 1, "batch_size": 4})
     with pytest.warns(UserWarning, match="it is left out"):
         whole, spread, rest = (list(data.train_dataloader()) for data in (here, there, resumed))
     assert len(whole) == len(spread) == 3
