@@ -8,7 +8,7 @@ A step of n GPUs, g of them in a node, m = n / g nodes, B images a GPU:
 
     compute   B / throughput, at least `launch_ms`, times the measured ratio of a binary to the float network; a teacher's forward
     reduce    2 (g-1)/g G / nvlink + 2 (m-1)/m G / network of a node, G the bytes of the gradient; plus the latency of its hops
-    syncbn    two exchanges in the forward pass and one in the backward pass for each batch norm, of latency alone
+    syncbn    for each batch norm an all-gather in the forward pass and an all-reduce in the backward pass, of latency alone
     input     B / (workers / CPU time of an image)
     step      max(compute + syncbn + what of `reduce` does not fit beside the backward pass, input)
 
@@ -147,7 +147,8 @@ def step(job: Job, gpu: Gpu, cluster: Cluster, n: int, batch: int, synchronised:
     backward = 2 / 3 * compute * job.ratio / (job.ratio + job.teacher)
     reduce = cluster.reduce_ms(n, job.gradient_bytes, calls=2) if n > 1 else 0.0
     exposed = max(0.0, reduce - backward)
-    syncbn = 3 * job.batch_norms * cluster.latency_ms(n) if synchronised and n > 1 else 0.0
+    # An all-gather goes one way where an all-reduce goes there and back.
+    syncbn = (1 / 2 + 1) * job.batch_norms * cluster.latency_ms(n) if synchronised and n > 1 else 0.0
     loading = batch * job.cpu_ms / job.workers
     return Step(compute, reduce, exposed, syncbn, loading, max(compute + exposed + syncbn, loading))
 

@@ -14,6 +14,9 @@ def written_whole(place: Path, partial: Path) -> Iterator[BinaryIO]:
     Args:
         place: of the file, whose folder exists.
         partial: of the file while it is written, in the same folder; gone after an error.
+
+    Raises:
+        OSError: if it cannot be written; names the place.
     """
     try:
         with partial.open("wb") as file:
@@ -22,8 +25,10 @@ def written_whole(place: Path, partial: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         partial.replace(place)
         _sync_folder(place.parent)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(place)) from error
         raise
 
 

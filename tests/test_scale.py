@@ -39,6 +39,16 @@ def test_an_all_reduce_moves_the_bytes_of_a_ring_in_each_part() -> None:
     assert replace(cluster, near_us=1000.0, far_us=5000.0).reduce_ms(64, 0, calls=3) == pytest.approx(3 * (14 + 30))
 
 
+def test_synchronised_batch_norm_gathers_one_way_and_reduces_there_and_back() -> None:
+    cluster = scale.Cluster("", nvlink=100e9, network=10e9, near_us=1000.0, far_us=0.0)
+    gpu = scale.Gpu("", images_per_second=1000.0)
+    job = scale.Job(ratio=1.0, teacher=0.0, gradient_bytes=0.0, batch_norms=20, cpu_ms=0.0, workers=8)
+    at = scale.step(job, gpu, cluster, 8, 64, synchronised=True)
+    assert at.syncbn == pytest.approx(20 * (7 + 14))
+    assert at.step == pytest.approx(64 + 20 * (7 + 14))
+    assert scale.step(job, gpu, cluster, 1, 64, synchronised=True).step == pytest.approx(64)
+
+
 def test_a_step_is_its_slowest_part() -> None:
     cluster = scale.Cluster("", nvlink=100e9, network=1e9, share=1.0, near_us=0.0, far_us=0.0)
     gpu = scale.Gpu("", images_per_second=1000.0, launch_ms=10.0)

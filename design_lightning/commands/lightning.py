@@ -35,6 +35,7 @@ from design_lightning.training.checkpoint_files import PREEMPTED, is_exported, r
 from design_lightning.training.memory import is_out_of_memory
 
 EXPORTED_CLASSIFIER = "design_lightning.training.ExportedClassifier"
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid")
 _NO_DEVICE = re.compile(r"No supported gpu backend|can not run on your system")
 MEASURING = ("validate", "test", "predict")
 """The commands that take exported files as `--ckpt_path`."""
@@ -157,6 +158,11 @@ class DesignCLI(LightningCLI):
             except (RuntimeError, MemoryError) as error:
                 if is_out_of_memory(error):
                     raise ValueError(out_of_memory(self.trainer, self.datamodule, self.model)) from error
+                if _WORKER_DIED.match(str(error)):
+                    raise ValueError(
+                        f"{' '.join(str(error).split())} A system kills where memory runs out: set data.num_workers lower, or give "
+                        "the run more memory"
+                    ) from error
                 # EarlyStopping's monitor, which Lightning's other callbacks refuse properly.
                 if "conditioned on metric" in str(error):
                     raise ValueError(str(error)) from error
@@ -232,6 +238,10 @@ class DesignCLI(LightningCLI):
     def fit(self, **arguments: Any) -> None:
         """Trains, and says how a run that was stopped goes on. A requeued job goes on from where it was."""
         saved = Path(self.trainer.default_root_dir) / PREEMPTED
+        if arguments.get("ckpt_path") == "hpc" and not list(saved.parent.glob("hpc_ckpt_*")):
+            raise FileNotFoundError(
+                f"ckpt_path 'hpc' is {str(saved)!r}, which does not exist: a run with PreemptionCheckpoint writes it"
+            )
         if SLURMEnvironment.detect() and saved.is_file() and arguments.get("ckpt_path"):
             arguments["ckpt_path"] = "hpc"
         try:

@@ -61,10 +61,14 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         _say(self.cause(failed))
         self.end(failed[1].returncode)
 
-    def failed(self) -> tuple[int, subprocess.Popen] | None:
-        """The rank and the process of one that failed, if any did; rather one that failed by itself."""
+    def failed(self, or_left: bool = False) -> tuple[int, subprocess.Popen] | None:
+        """The rank and the process of one that failed, or also left with the code 0; rather one that failed by itself."""
         first = self.cluster_environment.node_rank() * self.num_processes
-        failed = [(first + i, process) for i, process in enumerate(self.procs, start=1) if process.poll()]
+        failed = [
+            (first + i, process)
+            for i, process in enumerate(self.procs, start=1)
+            if process.poll() or (or_left and process.poll() == 0)
+        ]
         return min(failed, key=lambda each: each[1].returncode == LOST_ANOTHER, default=None)
 
     def cause(self, failed: tuple[int, subprocess.Popen]) -> str:
@@ -134,9 +138,9 @@ def _end_after_another(trainer: Trainer, launcher: WatchedLauncher | None) -> No
     """Ends this process, which lost the connection to another one; names that one where this process can know it."""
     this = f"process {trainer.global_rank} of {trainer.world_size}"
     if launcher is not None:
-        if failed := _within(PATIENCE, launcher.failed):
+        if failed := _within(PATIENCE, launcher.failed) or launcher.failed(or_left=True):
             _say(launcher.cause(failed))
-            launcher.end(failed[1].returncode)
+            launcher.end(failed[1].returncode or 1)
         _say(f"{this} lost the connection to a process of another machine, which says why")
         launcher.end(1)
     if parent := os.environ.get(STARTED_BY):

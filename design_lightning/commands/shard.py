@@ -59,12 +59,12 @@ def main(command: str, args: Sequence[str]) -> None:
 def _splits(given: Sequence[str]) -> dict[str, list[str]]:
     from webdataset.shardlists import expand_urls
 
-    splits = {}
+    splits: dict[str, list[str]] = {}
     for text in given:
-        split, equals, tars = text.partition("=")
-        if not equals or split not in ("train", "val", "test"):
+        split, _, tars = text.partition("=")
+        if not tars or split not in ("train", "val", "test"):
             raise ValueError(f"--tars {text}: expected train=, val= or test= and the shards")
-        splits[split] = expand_urls(tars)
+        splits.setdefault(split, []).extend(expand_urls(tars))
     return splits
 
 

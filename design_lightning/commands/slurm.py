@@ -63,6 +63,8 @@ class Request:
         for option in self.extra:
             if option in own | {"requeue", "no-requeue", "signal", "open-mode"}:
                 raise ValueError(f"sbatch's --{option} is set by the script and the options of submit")
+        if "array" in self.extra:
+            raise ValueError("sbatch's --array would have several jobs share one folder: submit each by itself")
         if seconds(self.time) <= NOTICE:
             raise ValueError(f"time is {self.time!r}, but a job is told {NOTICE} seconds before its end: ask for more")
 
@@ -115,6 +117,7 @@ class _Node:
     cpus: int
     limit: str
     is_up: bool
+    most: str
 
 
 def check_cluster(request: Request) -> None:
@@ -142,6 +145,9 @@ def check_cluster(request: Request) -> None:
     limit = chosen[0].limit
     if limit not in _UNLIMITED and seconds(request.time) > seconds(limit):
         raise ValueError(f"time is {request.time}, but {where} allows {limit}; a requeued job gets its time anew")
+    most = chosen[0].most
+    if most not in _UNLIMITED and request.nodes > int(most):
+        raise ValueError(f"nodes is {request.nodes}, but {where} gives a job at most {most}")
     if request.nodes > len(chosen):
         raise ValueError(f"nodes is {request.nodes}, but {where} has {len(chosen)}")
     needed = request.processes * request.cpus
@@ -159,8 +165,8 @@ def check_cluster(request: Request) -> None:
 def _nodes() -> list[_Node]:
     """Every node of every partition."""
     found = []
-    for line in run("sinfo", "--noheader", "--Node", "--format=%P|%N|%G|%c|%l|%a").splitlines():
-        partition, name, gres, cpus, limit, available = line.strip().split("|")
+    for line in run("sinfo", "--noheader", "--Node", "--format=%P|%N|%G|%c|%l|%a|%s").splitlines():
+        partition, name, gres, cpus, limit, available, job_size = line.strip().split("|")
         gpus = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,(]+)?:(\d+)", gres))
         found.append(
             _Node(
@@ -171,6 +177,7 @@ def _nodes() -> list[_Node]:
                 int(cpus.rstrip("+")),
                 limit,
                 available.startswith("up"),
+                job_size.rpartition("-")[2],
             )
         )
     if not found:

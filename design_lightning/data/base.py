@@ -1,6 +1,7 @@
 """The data module that every data set here extends: splits, transforms and loaders."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sized
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -87,7 +88,7 @@ class ImageData(LightningDataModule, ABC):
         drop_last: leave out the last training batch of an epoch if it is smaller.
         pin_memory: load into page-locked memory; null does where there is a CUDA device.
         max_damaged: the share of the images of a split that may be damaged, from 0 to 1; one more and the run ends. 0 ends it at
-            the first. Prediction ends where all are damaged.
+            the first, and all of a split at any. Prediction ends where all are damaged.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -135,7 +136,7 @@ class ImageData(LightningDataModule, ABC):
             raise ValueError(f"max_damaged={max_damaged} is a share of the images: it must be in 0..1")
         if min(std) <= 0:
             raise ValueError(f"std={std} must be above 0 in every channel, because pixels are divided by it")
-        if val_size is not None and (val_size <= 0 or (isinstance(val_size, float) and val_size >= 1)):
+        if val_size is not None and not (val_size > 0 and (isinstance(val_size, int) or val_size < 1)):
             raise ValueError(
                 f"val_size={val_size} must be a number of images (5000), a fraction between 0 and 1 (0.1), or null"
             )
@@ -293,8 +294,11 @@ class ImageData(LightningDataModule, ABC):
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         done = progress.processed
         is_within = 0 < done < trainer.num_training_batches
-        place = {"batches": done, "batch_size": self.batch_size, "processes": trainer.world_size}
-        return place if is_within else {}
+        return {"batches": done, **self._dealt(len(self.samples("train")))} if is_within else {}
+
+    def _dealt(self, images: int) -> dict[str, int]:
+        """What the batches of a training epoch depend on, besides the seed."""
+        return {"images": images, "processes": self._processes()[0], "batch_size": self.batch_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Has the next training loader go on from there, or the one that is there where the strategy loads checkpoints late."""
@@ -308,12 +312,13 @@ class ImageData(LightningDataModule, ABC):
         place, self._place = self._place, None
         if not place:
             return
-        world, _ = self._processes()
-        if (place["batch_size"], place["processes"]) != (self.batch_size, world):
+        here = self._dealt(len(cast(Sized, loader.dataset)))
+        there = {name: place.get(name) for name in here}
+        if there != here:
             raise ValueError(
-                f"the checkpoint stopped within an epoch of {place['processes']} processes with batches of "
-                f"{place['batch_size']}, this run has {world} with {self.batch_size}; resume with the same, or from a "
-                "checkpoint of an epoch's end"
+                f"the checkpoint stopped within an epoch of {there['images']} images, {there['processes']} processes with batches "
+                f"of {there['batch_size']}, this run has {here['images']} images, {here['processes']} with {here['batch_size']}; "
+                "resume with the same, or from a checkpoint of an epoch's end"
             )
         loader.start_behind(place["batches"])
 

@@ -26,7 +26,7 @@ class ImageReader:
         samples: N images.
         channels: C: 1 for grey, 3 for red, green and blue.
         split: what the images are called in messages.
-        max_damaged: the share of the N that may be damaged; None allows all but the last one.
+        max_damaged: the share of the N that may be damaged; never all, and None allows all but the last one.
     """
 
     def __init__(self, samples: Samples, channels: int, split: str, max_damaged: float | None) -> None:
@@ -47,7 +47,8 @@ class ImageReader:
     def has_too_many(self) -> bool:
         """Whether more images are damaged than may be."""
         total = len(self.samples)
-        return self.count > (total - 1 if self.max_damaged is None else round(self.max_damaged * total, 6))
+        allowed = total if self.max_damaged is None else round(self.max_damaged * total, 6)
+        return self.count > min(allowed, total - 1)
 
     def read(self, index: int) -> Tensor | None:
         """The pixels of an image, uint8 `[C, H, W]`, not to be written to; None if it is damaged."""
@@ -127,8 +128,10 @@ class ImageReader:
 
     def _too_many(self) -> str:
         reasons = "; ".join(self._reason(index) for index in self.damaged.nonzero()[:3, 0].tolist())
-        allowed = "" if self.max_damaged is None else f", where max_damaged={self.max_damaged:g} is allowed"
-        way_out = "" if self.max_damaged is None else ", or set data.max_damaged higher"
+        allowed, way_out = "", ""
+        if self.max_damaged is not None and self.count < len(self.samples):
+            allowed = f", where max_damaged={self.max_damaged:g} is allowed"
+            way_out = ", or set data.max_damaged higher"
         return (
             f"{self.count:,} of {len(self.samples):,} {self.split} images cannot be read{allowed}: {reasons}; look whether the "
             f"disk is there, and mend the files or take them away{way_out}"

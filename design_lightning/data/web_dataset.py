@@ -51,7 +51,7 @@ class WebDataset(ImageData):
         super().__init__(**kwargs)
         if window < 1:
             raise ValueError(f"window={window} must be at least 1 shard")
-        if cache_gb is not None and cache_gb <= 0:
+        if cache_gb is not None and not cache_gb > 0:
             raise ValueError(f"cache_gb={cache_gb} must be above 0, or null to keep every copy")
         self.root = root
         self.window = window

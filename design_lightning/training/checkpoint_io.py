@@ -20,6 +20,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning.
     """
 
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **named: Any) -> dict[str, Any]:
+        """Reads a checkpoint.
+
+        Raises:
+            ValueError: if it is none, or cut off.
+        """
+        try:
+            loaded: dict[str, Any] = super().load_checkpoint(path, *arguments, **named)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # whatever a file may raise that is none
+            raise ValueError(
+                f"{path} is no checkpoint of an earlier run: it is cut off, of another origin, or holds other things than tensors "
+                "and plain values; move it away, or give another"
+            ) from error
+        return loaded
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Writes a checkpoint.
 

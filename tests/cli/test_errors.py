@@ -1,10 +1,15 @@
 """What goes wrong by the user's hand ends in one clear line, with the nearest right name and a non-zero code."""
 
+import multiprocessing
+import os
 import re
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from PIL import Image
 
 from design_lightning.cli import DEBUG, main
@@ -202,6 +207,29 @@ def test_out_of_memory_names_a_batch_that_would_fit(
     fitting, again, share = map(int, found.groups())
     assert fitting == again < 256
     assert share == -(-512 // fitting)
+
+
+class WorkersKilled(Callback):
+    """At the first step the processes that load images are killed."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid or 0, signal.SIGKILL)
+
+
+@pytest.mark.own_process
+def test_a_killed_process_of_the_loader_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data.num_workers", "1", "--data.batch_size", "4", "--trainer.limit_val_batches", "0"]
+    with pytest.raises(SystemExit) as ended:
+        main(
+            [*QUICK, *options, "--model.backbone_args.width", "0.125", f"--trainer.callbacks+={__name__}.WorkersKilled"]
+        )
+    assert ended.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(
+        r"design-train: error: DataLoader worker \(pid.* A system kills where memory runs out: set data\.num_workers",
+        error,
+    )
 
 
 def test_other_runtime_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

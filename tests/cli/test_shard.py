@@ -1,7 +1,10 @@
 """`design-train shard` as a user calls it, and a training on what it made."""
 
+import os
+import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,7 +38,8 @@ def test_it_says_what_it_made_and_a_check_finds_damage(image_tree, tmp_path, cap
 def test_tars_of_others_are_indexed_by_braces(image_tree, tmp_path, capsys) -> None:
     shards = made(image_tree, tmp_path / "shards")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
-    args = ["--tars", f"train={shards}/train-{{000000..000003}}.tar", f"val={shards}/val-{{000000,000001}}.tar"]
+    trains = [f"train={shards}/train-{{000000..000002}}.tar", f"train={shards}/train-000003.tar"]
+    args = ["--tars", *trains, f"val={shards}/val-{{000000,000001}}.tar"]
     main(
         [
             "shard",
@@ -63,6 +67,7 @@ def test_tars_of_others_are_indexed_by_braces(image_tree, tmp_path, capsys) -> N
         (["--root", "nowhere"], "--out is missing", 2),
         (["--root", "nowhere", "--out", "x"], "no folder 'nowhere' with images", 1),
         (["--tars", "x.tar", "--out", "x"], "--tars x.tar: expected train=", 1),
+        (["--tars", "train=", "--out", "x"], "--tars train=: expected train=", 1),
         (["--tars", "train=gone.tar", "--out", "x", "--workers", "1"], "gone.tar", 1),
         (["--check", "nowhere"], "no index.json in 'nowhere'", 1),
         (["--root", ".", "--out", "x", "--images", "0"], "images=0 must be at least 1", 1),
@@ -115,6 +120,28 @@ def test_files_that_cannot_be_read_or_written_are_named_in_one_line(
 
 
 @pytest.mark.own_process
+def test_a_full_disk_names_the_shard_and_the_rest_is_made_later(image_tree, tmp_path, capsys) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(SystemExit):
+            made(image_tree, tmp_path / "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = f"design-train: error: [Errno 27] File too large: '{tmp_path}/x/train-000000.tar'\n"
+    assert capsys.readouterr().err == error
+    assert [path.name for path in (tmp_path / "x").iterdir()] == [".unfinished"]
+    made(image_tree, tmp_path / "x")
+    assert "train: 4 shards" in capsys.readouterr().out
+
+
+def test_a_killed_process_is_said_in_a_line() -> None:
+    from design_lightning.data.shards.making import _results
+
+    with pytest.raises(OSError, match=r"^a process was killed, as a system does where memory runs out; run the same"):
+        list(_results([partial(os._exit, 9)], 2, lambda done, of: None))
+
+
 def test_killed_while_it_writes_it_goes_on(image_tree, tmp_path) -> None:
     out = tmp_path / "shards"
     code = (

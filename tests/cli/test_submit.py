@@ -20,11 +20,12 @@ from design_lightning.cli import main
 from design_lightning.commands.slurm import seconds
 
 SINFO = """
-short|n1|(null)|16|30:00|up
-main*|n1|gpu:a100:8(S:0-1)|64|2-00:00:00|up
-main*|n2|gpu:a100:8(S:0-1)|64|2-00:00:00|up
-main*|n3|gpu:a100:4(S:0),gpu:v100:2|32|2-00:00:00|up
-old|n4|gpu:2|8|infinite|inact
+short|n1|(null)|16|30:00|up|1
+short|n2|(null)|16|30:00|up|1
+main*|n1|gpu:a100:8(S:0-1)|64|2-00:00:00|up|1-infinite
+main*|n2|gpu:a100:8(S:0-1)|64|2-00:00:00|up|1-infinite
+main*|n3|gpu:a100:4(S:0),gpu:v100:2|32|2-00:00:00|up|1-infinite
+old|n4|gpu:2|8|infinite|inact|1-infinite
 """
 RECIPE = ["--config", "quickstart", "--model.backbone_args", "{width: 0.125}"]
 FITTING = "--nodes 2 --gpus 8 --cpus 8 --time 24:00:00"
@@ -128,6 +129,11 @@ def test_a_dry_run_prints_the_script_and_leaves_nothing(
         ("--partition mian", "no partition 'mian' on this cluster: did you mean 'main'?"),
         ("--partition old --cpus 1", "partition 'old' takes no jobs now"),
         ("--partition short --gpus 0 --time 31:00", "time is 31:00, but partition 'short' allows 30:00"),
+        (
+            "--partition short --gpus 0 --time 30:00 --nodes 2",
+            "nodes is 2, but partition 'short' gives a job at most 1",
+        ),
+        ("--extra.array 0-3", "sbatch's --array would have several jobs share one folder"),
         ("--time 25h", "time is '25h'; SLURM reads minutes, minutes:seconds,"),
         ("--time 1:30", "time is '1:30', but a job is told 90 seconds before its end"),
         ("--nodes 0", "nodes is 0, but must be at least 1"),

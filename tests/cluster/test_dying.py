@@ -55,6 +55,7 @@ def fit(folder: Path, rank: int | None, how: str, when: str, *launcher: str) -> 
     [
         (1, "killed", "step", 137, [KILLED]),
         (1, "exits", "step", 7, [ENDED.format(7)]),
+        (1, "leaves", "step", 1, [ENDED.format(0)]),
         (1, "raises", "step", 1, [UNFORESEEN.format(1), ENDED.format(1)]),
         (1, "refuses", "setup", 1, [REFUSED.format(1), ENDED.format(1)]),
         (1, "hangs", "step", 137, [KILLED]),

@@ -232,6 +232,7 @@ def test_a_split_that_does_not_exist_is_refused():
         ({"val_size": 0}, "val_size=0"),
         ({"val_size": 1.0}, "val_size=1.0"),
         ({"val_size": -0.5}, "val_size=-0.5"),
+        ({"val_size": float("nan")}, "val_size=nan"),
         ({"mean": (0.5,)}, "mean=.* has 1 values, where images have 3 channels"),
         ({"std": (0.5, 0.5)}, "std=.* has 2 values"),
         ({"std": (0.5, 0.0, 0.5)}, r"std=\(0.5, 0.0, 0.5\) must be above 0"),

@@ -90,7 +90,7 @@ def test_batches_do_not_depend_on_workers_nor_on_a_resume(make_tree):
     for name in ("cat/1.jpg", "cat/2.jpg", "dog/0.jpg"):
         truncate(root / "train" / name)
     here, there, resumed = (folder(root, num_workers=workers) for workers in (0, 2, 1))
-    resumed.load_state_dict({"batches": 1, "batch_size": 4, "processes": 1})
+    resumed.load_state_dict({"batches": 1, "images": 12, "processes": 1, "batch_size": 4})
     with pytest.warns(UserWarning, match="it is left out"):
         whole, spread, rest = (list(data.train_dataloader()) for data in (here, there, resumed))
     assert len(whole) == len(spread) == 3
@@ -170,6 +170,17 @@ def test_a_disk_that_went_away_is_said_with_the_first_batch(make_tree, num_worke
         with pytest.raises(
             ValueError, match=r"images cannot be read.*No such file or directory.*; look whether the disk is"
         ):
+            list(loader)
+
+
+def test_a_split_of_damaged_images_alone_ends_the_run_at_any_share(make_tree):
+    root = make_tree(TREE)
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(b"")
+    data = folder(root, max_damaged=1.0)
+    for loader, split, count in ((data.train_dataloader(), "training", 12), (data.val_dataloader(), "validation", 7)):
+        message = rf"^{count} of {count} {split} images cannot be read: cannot read .* take them away$"
+        with pytest.raises(ValueError, match=message):
             list(loader)
 
 

@@ -107,12 +107,13 @@ def test_a_resumed_loader_gives_the_rest_of_the_epoch_whatever_its_workers() -> 
         assert len(again) == len(whole)
 
 
-def test_another_batch_size_or_number_of_processes_within_an_epoch_is_refused() -> None:
+def test_another_batch_size_or_number_of_processes_or_images_within_an_epoch_is_refused() -> None:
     data = FashionMNISTSubset(batch_size=500, image_size=28)
-    for batch_size, processes in ((1000, 1), (500, 2)):
-        data.load_state_dict({"batches": 3, "batch_size": batch_size, "processes": processes})
+    for batch_size, processes, images in ((1000, 1, 6000), (500, 2, 6000), (500, 1, 5999)):
+        data.load_state_dict({"batches": 3, "batch_size": batch_size, "processes": processes, "images": images})
         with pytest.raises(
-            ValueError, match=f"{processes} processes with batches of {batch_size}, this run has 1 with 500"
+            ValueError,
+            match=f"{images} images, {processes} processes with batches of {batch_size}, this run has 6000 images, 1 with 500",
         ):
             data.train_dataloader()
 

@@ -1,8 +1,10 @@
 """Shards: made, indexed, checked, read from a folder and over HTTP, dealt to processes."""
 
+import fcntl
 import hashlib
 import json
 import os
+import resource
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ from design_lightning.data.samples import TensorSamples, numbered
 from design_lightning.data.shards.index import SampleTable, ShardIndex
 from design_lightning.data.shards.making import damaged_files, index_shards, make_shards
 from design_lightning.data.shards.sampler import ShardSampler
-from design_lightning.data.shards.store import ShardStore
+from design_lightning.data.shards.store import ShardStore, _locked
 
 TREE = {"train": {"cat": 7, "dog": 6}, "val": {"cat": 2, "dog": 3}}
 
@@ -142,7 +144,7 @@ def test_a_start_within_the_epoch_gives_the_rest_of_it(shards) -> None:
     whole = [(images, labels) for images, labels in data_of(shards).train_dataloader()]
     assert len(whole) == 3
     data = data_of(shards)
-    data.load_state_dict({"batches": 1, "batch_size": 4, "processes": 1})
+    data.load_state_dict({"batches": 1, "images": 13, "processes": 1, "batch_size": 4})
     for (images, labels), expected in zip(data.train_dataloader(), whole[1:], strict=True):
         assert torch.equal(images, expected[0])
         assert torch.equal(labels, expected[1])
@@ -189,6 +191,11 @@ def test_what_was_stopped_goes_on_with_the_shards_that_are_missing(tree, tmp_pat
     before = (out / "index.json").stat().st_mtime_ns
     assert make_shards(tree, out, images=3).class_names == ("cat", "dog")
     assert (out / "index.json").stat().st_mtime_ns == before, "a finished set is left alone"
+    (out / "train-000001.tar").unlink()
+    with pytest.raises(
+        OSError, match=r"1 of 5 train shards .* train-000001\.tar; copy them again, or remove index\.json"
+    ):
+        make_shards(tree, out, images=3)
     (tree / "train/cat/new.jpg").write_bytes(contents)
     with pytest.raises(ValueError, match="has shards of other images"):
         make_shards(tree, out, images=3)
@@ -238,6 +245,8 @@ def test_shards_of_others_are_indexed_where_they_are(tree, tmp_path) -> None:
         ({"a.cls": b"1"}, "'a' has no image"),
         ({"a.jpg": b"x", "a.cls": b"cat"}, "'a' has no label"),
         ({"a.jpg": b"x", "a.json": b"{"}, "'a' has no label"),
+        ({"a.jpg": b"x", "a.json": b'{"label": Infinity}'}, "'a' has no label"),
+        ({"a.jpg": b"x", "a.cls": b"9" * 30}, "'a' has no label"),
         ({"readme": b"x"}, "it has none"),
     ],
 )
@@ -259,6 +268,28 @@ def test_a_tar_that_is_cut_is_refused(shards, tmp_path) -> None:
     tar.write_bytes(tar.read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"train-000000.tar is no whole, uncompressed tar file"):
         index_shards({"train": [str(tar)]}, tmp_path / "out")
+
+
+def test_an_index_whose_shards_have_changed_since_is_not_taken_for_done(tree, tmp_path) -> None:
+    image = (tree / "train/cat/0.jpg").read_bytes()
+    tars = [str(tmp_path / "a.tar"), str(tmp_path / "b.tar")]
+    out = tmp_path / "index"
+
+    def pack(tar: str, count: int) -> None:
+        with webdataset.TarWriter(tar) as writer:
+            for number in range(count):
+                writer.write({"__key__": f"s{number}", "jpg": image, "cls": str(number % 2)})
+
+    pack(tars[0], 2)
+    with pytest.raises(FileNotFoundError, match=r"b\.tar"):
+        index_shards({"train": tars}, out)
+    pack(tars[0], 40)
+    pack(tars[1], 3)
+    index_shards({"train": tars}, out)
+    assert len(data_of(out).samples("train")) == 43
+    pack(tars[0], 80)
+    with pytest.raises(OSError, match=r"1 of 2 train shards .*a\.tar; copy them again, or remove index\.json"):
+        index_shards({"train": tars}, out)
 
 
 # Damage
@@ -431,6 +462,60 @@ def test_a_shard_that_is_not_what_the_index_says_is_named(damage, shards, server
     assert server.asked["train-000000.tar"] == (1 if damage == "missing" else 3)
 
 
+def test_a_copy_that_is_damaged_is_copied_again_or_named(shards, server, tmp_path) -> None:
+    def samples():
+        return data_of(f"{server.url}/shards", cache=str(tmp_path / "cache")).samples("train")
+
+    samples().fetch(0)
+    tar, table = (next((tmp_path / "cache").glob(f"*{name}")) for name in ("train-000000.tar", "train.npz"))
+    os.truncate(tar, 512)
+    assert (samples().encoded(0) == data_of(shards).samples("train").encoded(0)).all()
+    assert server.asked["train-000000.tar"] == 2
+    table.write_bytes(table.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=rf"{table} is damaged: its SHA-256 .* delete it, and it is copied anew"):
+        samples()
+
+
+def test_a_full_disk_under_the_cache_is_named_and_no_image_is_blamed(shards, server, tmp_path) -> None:
+    cache = tmp_path / "cache"
+    data = data_of(f"{server.url}/shards", cache=str(cache), max_damaged=1.0)
+    loader = data.train_dataloader()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(
+            ConnectionError,
+            match=rf"^{server.url}/shards/train-\d+\.tar cannot be copied to the cache {cache}: .*too large.*; make",
+        ):
+            list(loader)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert data.readers["train"].count == 0
+    assert max(server.asked.values()) <= 2, "ahead of its use and then, and not again at once"
+    for path in cache.glob("*.lock"):  # nor is a cache to be written to
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(ConnectionError, match=r"cannot be copied to the cache .*Is a directory"):
+        list(data.train_dataloader())
+    assert data.readers["train"].count == 0
+
+
+@pytest.mark.own_process
+def test_a_process_that_is_forked_keeps_no_lock(tmp_path) -> None:
+    place = tmp_path / ".limit.lock"
+    end, start = os.pipe()
+    with _locked(place):
+        child = os.fork()
+        if child == 0:
+            os.close(start)
+            os.read(end, 1)
+            os._exit(0)
+    with place.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where it is held
+    os.close(start)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_url_without_a_server_is_named(tmp_path) -> None:
     with pytest.raises(OSError, match=r"http://127\.0\.0\.1:9/x/index\.json"):
         _ = data_of("http://127.0.0.1:9/x", cache=str(tmp_path)).num_classes
@@ -441,7 +526,7 @@ def test_a_url_without_a_server_is_named(tmp_path) -> None:
 
 
 def test_shards_of_others_are_indexed_over_http(shards, server, tmp_path) -> None:
-    urls = [f"{server.url}/shards/train-{n:06d}.tar" for n in range(5)]
+    urls = [f"{server.url}/shards/train-{n:06d}.tar?signature={'0' * 300}" for n in range(5)]
     index_shards({"train": urls, "val": [str(shards / "val-000000.tar")]}, tmp_path / "index")
     data = data_of(tmp_path / "index", cache=str(tmp_path / "cache"))
     assert torch.equal(data.samples("train").labels, data_of(shards).samples("train").labels)
@@ -451,7 +536,7 @@ def test_shards_of_others_are_indexed_over_http(shards, server, tmp_path) -> Non
 
 @pytest.mark.parametrize(
     ("options", "error"),
-    [({"window": 0}, "window=0"), ({"cache_gb": 0}, "cache_gb=0")],
+    [({"window": 0}, "window=0"), ({"cache_gb": 0}, "cache_gb=0"), ({"cache_gb": float("nan")}, "cache_gb=nan")],
 )
 def test_wrong_options_are_refused(options, error) -> None:
     with pytest.raises(ValueError, match=error):

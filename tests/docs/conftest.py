@@ -8,7 +8,7 @@ from PIL import Image
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-SINFO = "\n".join(f"main*|n{i}|gpu:a100:8|64|2-00:00:00|up" for i in range(4))
+SINFO = "\n".join(f"main*|n{i}|gpu:a100:8|64|2-00:00:00|up|1-infinite" for i in range(4))
 
 
 def _images(root: Path, classes: tuple[str, ...], size: int, count: int) -> None:

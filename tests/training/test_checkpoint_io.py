@@ -1,6 +1,7 @@
 """A checkpoint is written whole or not at all; a file-size limit stands in for a full disk."""
 
 import contextlib
+import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,3 +75,27 @@ def test_a_full_disk_ends_fit_in_one_line_and_keeps_the_checkpoint(
     for file in checkpoints.iterdir():
         assert torch.load(file, weights_only=True)["global_step"] == 2
     assert {file.name for file in checkpoints.iterdir()} == {"best.ckpt", "last.ckpt", "latest.ckpt"}
+
+
+def test_a_requeued_job_names_its_checkpoint_where_that_is_missing_or_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = "--trainer.accelerator cpu --trainer.default_root_dir . --data.num_workers 0 --ckpt_path hpc"
+    fit = ["fit", "--config", "quickstart", *options.split(), "--model.backbone_args.width", "0.125"]
+    with pytest.raises(SystemExit):
+        main(fit)
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith("design-train: error: ckpt_path 'hpc' is 'hpc_ckpt_1.ckpt', which does not exist")
+    )
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}}, tmp_path / "hpc_ckpt_1.ckpt")
+    (tmp_path / "hpc_ckpt_1.ckpt").write_bytes((tmp_path / "hpc_ckpt_1.ckpt").read_bytes()[:200_000])
+    with pytest.raises(SystemExit) as ended:
+        main(fit)
+    assert ended.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(
+        r"design-train: error: \S*hpc_ckpt_1\.ckpt is no checkpoint of an earlier run: it is cut off", error
+    )

@@ -11,6 +11,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -25,7 +26,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from design_lightning._files import written_whole
 from design_lightning.data.folders import SPLIT_FOLDERS, class_folders, labelled_images
 from design_lightning.data.shards.index import INDEX, SampleTable, ShardIndex, SplitIndex, StoredFile
-from design_lightning.data.shards.store import ShardStore, local_copy
+from design_lightning.data.shards.store import ShardStore, is_url, local_copy
 
 T = TypeVar("T")
 UNFINISHED = ".unfinished"
@@ -97,10 +98,16 @@ def index_shards(
         ValueError: if a shard is no tar file, is cut short, or has no images with labels; and as `make_shards`.
         OSError: if one cannot be read.
     """
-    names = {s: [u if "://" in u else os.path.abspath(u) for u in urls] for s, urls in splits.items()}
+    names = {s: [u if is_url(u) else os.path.abspath(u) for u in urls] for s, urls in splits.items()}
     source = _digest([class_names, names])
     kept = out / UNFINISHED
-    jobs = {s: [_Job(_scan, (url,), kept / f"{s}-{n:06d}") for n, url in enumerate(urls)] for s, urls in names.items()}
+    jobs = {
+        split: [
+            _Job(_scan, (url,), kept / f"{split}-{n:06d}", None if is_url(url) else Path(url))
+            for n, url in enumerate(urls)
+        ]
+        for split, urls in names.items()
+    }
     return _run(jobs, None if class_names is None else tuple(class_names), source, out, workers, advance)
 
 
@@ -160,19 +167,19 @@ def _digest(value: Any) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """One shard's work: `run(*arguments)` gives its file and its table, which `kept` keeps; `made` is the file, if it makes one."""
+    """One shard's work: `run(*arguments)` gives its file and its table, which `kept` keeps; `file` is it, where on this machine."""
 
     run: Callable[..., tuple[StoredFile, SampleTable]]
     arguments: tuple[Any, ...]
     kept: Path
-    made: Path | None = None
+    file: Path | None = None
 
     def __call__(self) -> tuple[StoredFile, SampleTable]:
         """The result, of an earlier run where it is kept."""
         described, tabled = self.kept.with_suffix(".json"), self.kept.with_suffix(".npz")
         if described.exists():
             stored = StoredFile(**json.loads(described.read_text()))
-            if self.made is None or (self.made.exists() and self.made.stat().st_size == stored.bytes):
+            if self.file is None or (self.file.exists() and self.file.stat().st_size == stored.bytes):
                 return stored, SampleTable.from_bytes(tabled.read_bytes(), str(tabled))
         stored, table = self.run(*self.arguments)
         _write_file(tabled, table.to_bytes())
@@ -190,10 +197,12 @@ def _run(
 ) -> ShardIndex:
     """Does what is not done yet of the shards of each split, and writes the index."""
     if (out / INDEX).exists():
-        index = ShardStore(str(out)).index
-        if index.source != source:
+        store = ShardStore(str(out))
+        if store.index.source != source:
             raise ValueError(f"{str(out)!r} has shards of other images, or made otherwise: choose another folder")
-        return index
+        for split in store.index.splits:
+            store.check_sizes(split)
+        return store.index
     mark = out / UNFINISHED / "source"
     mark.parent.mkdir(parents=True, exist_ok=True)
     if not mark.exists():
@@ -247,6 +256,10 @@ def _result(future: Future[T]) -> T:
         return future.result()
     except (ValueError, OSError) as error:
         raise error.with_traceback(None) from None
+    except BrokenProcessPool:
+        raise OSError(
+            "a process was killed, as a system does where memory runs out; run the same again, with fewer --workers"
+        ) from None
 
 
 def _write_file(place: Path, contents: bytes) -> None:
@@ -326,6 +339,7 @@ def _contents(path: str, name: str) -> tuple[int, str, SampleTable]:
 def _label(contents: bytes, suffix: str) -> int | None:
     """The label in a `.cls` or `.json` file, or None if there is none."""
     try:
-        return int(contents) if suffix == "cls" else int(json.loads(contents)["label"])
-    except (ValueError, KeyError, TypeError):
+        label = int(contents) if suffix == "cls" else int(json.loads(contents)["label"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+    return label if abs(label) < 2**63 else None

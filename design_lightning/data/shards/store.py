@@ -1,5 +1,6 @@
 """Where the files of a set of shards are: in a folder, or at URLs, whose files are copied to a cache when they are needed."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -19,6 +20,8 @@ from design_lightning._files import written_whole
 from design_lightning.data.shards.index import INDEX, SampleTable, ShardIndex, StoredFile
 
 ATTEMPTS = 3
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write says where there is no room for it."""
 HOW_TO_GET = "design-train shard --root IMAGES --out DIR makes shards of images in folders"
 
 
@@ -76,11 +79,11 @@ class ShardStore:
             ValueError: if it is not the one of the index.
         """
         stored = self.index.splits[split].table
-        contents = Path(self.path(stored)).read_bytes()
+        path = self.path(stored)
+        contents = Path(path).read_bytes()
         if hashlib.sha256(contents).hexdigest() != stored.sha256:
-            raise ValueError(
-                f"{self._place(stored.name)} is damaged: its SHA-256 is not that of {INDEX}; copy it again"
-            )
+            way_out = "delete it, and it is copied anew" if self.is_remote(stored) else "copy it again"
+            raise ValueError(f"{path} is damaged: its SHA-256 is not that of {INDEX}; {way_out}")
         return SampleTable.from_bytes(contents, self._place(stored.name))
 
     def check_sizes(self, split: str) -> None:
@@ -94,7 +97,7 @@ class ShardStore:
         if wrong:
             raise OSError(
                 f"{len(wrong)} of {len(shards)} {split} shards in {self.root!r} are missing or not of the size that {INDEX} says, "
-                f"for example {', '.join(wrong[:3])}; copy them again"
+                f"for example {', '.join(wrong[:3])}; copy them again, or remove {INDEX} and have design-train shard make it anew"
             )
 
     def is_remote(self, stored: StoredFile) -> bool:
@@ -105,19 +108,29 @@ class ShardStore:
         """A file's path on this machine; copies it to the cache first, where it is at a URL and not there yet.
 
         Raises:
-            ConnectionError: if it cannot be copied, or the copy is not what the index says; names the URL.
+            ConnectionError: if it cannot be copied, or the copy is not what the index says; names the URL. It says nothing of
+                the images.
             ImportError: if the package for that kind of URL is missing; names it.
         """
         place = self._place(stored.name)
         if not is_url(place):
             return place
-        copy = self.cache / f"{stored.sha256[:16]}-{place.rpartition('/')[2]}"
-        if not _touched(copy):
-            self.cache.mkdir(parents=True, exist_ok=True)
-            with _locked(self.cache / f".{stored.sha256[:16]}.lock"):
-                if not _touched(copy):  # by another process, while this one waited
-                    _download(place, stored, copy)
-                    self._delete_oldest()
+        name = place.partition("?")[0].rpartition("/")[2]  # what a signed URL asks is longer than a file's name may be
+        copy = self.cache / f"{stored.sha256[:16]}-{name}"
+        try:
+            if not _touched(copy, stored.bytes):
+                self.cache.mkdir(parents=True, exist_ok=True)
+                with _locked(self.cache / f".{stored.sha256[:16]}.lock"):
+                    if not _touched(copy, stored.bytes):  # by another process, while this one waited
+                        _download(place, stored, copy)
+                        self._delete_oldest()
+        except ConnectionError:
+            raise
+        except OSError as error:
+            raise ConnectionError(
+                f"{place} cannot be copied to the cache {self.cache}: {error}; make room there, or set data.cache to another "
+                "folder, or data.cache_gb to a limit"
+            ) from None
         return str(copy)
 
     def is_whole(self, stored: StoredFile) -> bool:
@@ -154,7 +167,7 @@ class ShardStore:
             for stat, path in copies:
                 if excess <= 0:
                     return
-                path.unlink()  # who has it open can read on
+                path.unlink(missing_ok=True)  # who has it open can read on
                 excess -= stat.st_size
 
 
@@ -164,13 +177,13 @@ def opened(path: str) -> BinaryIO:
     return open(path, "rb", buffering=0)
 
 
-def _touched(copy: Path) -> bool:
-    """Whether a copy is there; marks it as in use."""
+def _touched(copy: Path, size: int) -> bool:
+    """Whether a copy is there, of so many bytes; marks it as in use."""
     try:
         os.utime(copy)
+        return copy.stat().st_size == size
     except FileNotFoundError:
         return False
-    return True
 
 
 @contextmanager
@@ -178,7 +191,12 @@ def _locked(place: Path) -> Iterator[None]:
     """One process of this machine at a time."""
     with place.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(
+                file, fcntl.LOCK_UN
+            )  # a worker that was forked meanwhile has the file open, too, and would keep it
 
 
 @contextmanager
@@ -211,6 +229,8 @@ def _download(url: str, stored: StoredFile, copy: Path) -> None:
                     )
             return
         except OSError as error:
+            if error.errno in FULL:
+                raise
             if attempt == ATTEMPTS - 1 or isinstance(error, FileNotFoundError):
                 raise ConnectionError(str(error)) from None
             time.sleep(4**attempt)
@@ -221,7 +241,7 @@ def _reading(url: str) -> Iterator[Any]:
     """A file at a URL, to be read from its start.
 
     Raises:
-        OSError: whatever goes wrong; names the URL.
+        OSError: whatever goes wrong; names the URL, except where the disk to write to is full.
         ImportError: if the package for that kind of URL is missing; names it.
     """
     try:
@@ -232,6 +252,8 @@ def _reading(url: str) -> Iterator[Any]:
     except ImportError as error:
         raise ImportError(f"{url} cannot be read: {error}") from None
     except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
         if url in str(error):
             raise OSError(str(error)) from None
         raise OSError(f"{url} cannot be read: {error or type(error).__name__}") from None
