@@ -19,6 +19,7 @@ def run(environment: dict[str, str]) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     assert "29 passed" in run({"TRITON_INTERPRET": "1"})
 

@@ -213,6 +213,7 @@ def test_an_epochs_own_order_is_read_and_the_sampler_keeps_its_place(trainer: Ca
 
 
 @pytest.mark.own_process
+@pytest.mark.slow
 def test_two_processes_have_the_statistics_of_both_shares(
     trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +250,7 @@ def test_it_runs_in_the_precision_of_the_run(trainer: Callable[..., Trainer]) ->
     torch.testing.assert_close(statistics(probe.copies[0]), found)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_compiled_no_oftener(trainer: Callable[..., Trainer]) -> None:
     def graphs(*callbacks: Callback) -> int:
         found = []

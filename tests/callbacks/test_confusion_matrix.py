@@ -95,6 +95,7 @@ def test_csv_files_hold_the_matrix_and_the_accuracies(report: Report, tmp_path: 
 
 
 @pytest.mark.parametrize("classes", [2, 10, 20, 100, 1000])
+@pytest.mark.slow
 def test_picture_and_terminal_keep_a_sane_size(classes: int, report: Report, tmp_path: Path) -> None:
     text = report(confusion(classes), [f"n{i:08d}" for i in range(classes)])
     assert max(len(line) for line in text.splitlines() if not line.startswith("written:")) <= 80
@@ -129,6 +130,7 @@ def test_a_matrix_too_wide_for_the_terminal_is_left_to_the_files(report: Report)
     assert "rows: the class" not in report(matrix, [f"class{i}" for i in range(20)])
 
 
+@pytest.mark.slow
 def test_many_classes_show_the_ten_best_and_the_ten_worst(report: Report) -> None:
     text = report(confusion(100, images=1000), [f"class{i}" for i in range(100)])
     assert [row[0] for row in table(text, "accuracy by class")] == [f"class{i}" for i in [*range(10), *range(90, 100)]]

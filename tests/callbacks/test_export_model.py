@@ -114,6 +114,7 @@ def test_without_a_checkpoint_the_final_weights_are_exported(
 
 
 @pytest.mark.parametrize("checkpoints", [False, True])
+@pytest.mark.slow
 def test_an_average_is_exported_and_not_the_weights_that_it_is_of(
     checkpoints: bool, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_dot_in_a_name_is_no_suffix(trainer: Callable[..., Trainer], tmp_path:
     assert (tmp_path / "resnet.v2.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_exports_what_an_undisturbed_one_does(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     def run(name: str, epochs: int, **options: Any) -> dict[str, Tensor]:
         callbacks = (ExportModel(path=str(tmp_path / name)), *best())
@@ -169,6 +171,7 @@ def test_a_resumed_run_exports_what_an_undisturbed_one_does(trainer: Callable[..
     assert_same(run("resumed", 2, ckpt_path=checkpoint), first)
 
 
+@pytest.mark.slow
 def test_accumulation_and_compilation_make_no_difference(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     model = classifier()
     model.backbone.get_submodule("layer1").compile(backend="eager")
@@ -177,6 +180,7 @@ def test_accumulation_and_compilation_make_no_difference(trainer: Callable[..., 
 
 
 @pytest.mark.own_process
+@pytest.mark.slow
 def test_two_processes_write_one_file(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     class Alone(ExportModel):
         """Notes which process writes after training."""
@@ -260,6 +264,7 @@ def test_a_format_without_its_package_says_what_to_install(
 
 
 @pytest.mark.filterwarnings("ignore:.*not synchronized")
+@pytest.mark.slow
 def test_every_format_of_a_network_that_is_binary_at_the_end_alone(
     trainer: Callable[..., Trainer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,6 +142,7 @@ def test_a_checkpoint_between_a_step_and_its_clipping_goes_on_as_if_nothing_had_
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.own_process
+@pytest.mark.slow
 def test_two_processes_have_the_same_clipped_weights(
     accumulate: int, trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -157,6 +158,7 @@ def test_two_processes_have_the_same_clipped_weights(
         assert float(one.abs().max()) == pytest.approx(BOUND)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_compiled_once(trainer: Callable[..., Trainer]) -> None:
     graphs = []
 

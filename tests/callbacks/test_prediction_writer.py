@@ -119,6 +119,7 @@ def test_other_predictions_are_left_alone_with_a_warning(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")

@@ -230,6 +230,7 @@ def _bits(state: dict[str, Any], name: str) -> Any:
 
 
 @pytest.mark.own_process
+@pytest.mark.slow
 def test_two_processes_log_once_and_stay_the_same(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     monitor = SignFlipMonitor(every_n_steps=1)
 

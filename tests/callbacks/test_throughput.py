@@ -97,6 +97,7 @@ def test_an_epoch_of_one_batch_logs_nothing(clock: Clock, plain: Make, trainer: 
 
 
 @pytest.mark.own_process
+@pytest.mark.slow
 def test_two_processes_log_the_sum_of_their_speeds(tmp_path: Path, plain: Make, trainer: Make) -> None:
     class Fixed(Throughput):
         """Of each process, other figures."""

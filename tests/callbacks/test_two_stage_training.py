@@ -575,6 +575,7 @@ def test_it_works_in_anybodys_trainer(tmp_path: Path) -> None:
     assert module.seen == ["activations"] * 4 + ["both"] * 4
 
 
+@pytest.mark.slow
 def test_compiled_networks_recompile_once_a_stage(tmp_path: Path) -> None:
     module = classifier()
     graphs: list[Any] = []

@@ -325,6 +325,7 @@ def test_clipped_weights_have_an_average_within_the_bound(trainer: Callable[...,
 
 
 @pytest.mark.own_process
+@pytest.mark.slow
 def test_two_processes_have_the_same_average(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     class Keep(Callback):
         def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

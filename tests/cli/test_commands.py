@@ -242,6 +242,7 @@ def test_predict_writes_a_row_an_image(
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_fit_on_two_processes_ends_with_one_outcome(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("design-train")
     options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1"]
@@ -336,6 +337,7 @@ def test_saved_configuration_holds_what_the_data_set(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)])
+@pytest.mark.slow
 def test_a_fit_that_is_stopped_is_no_success_and_says_how_to_go_on(
     tmp_path: Path, sent: signal.Signals, code: int
 ) -> None:

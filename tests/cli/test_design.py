@@ -62,9 +62,26 @@ def design(pictures: Path, *options: str) -> None:
     "options",
     [
         (),
-        ("--levels", "published", "--family", "shift", "--min_share", "0.001"),
-        ("--size", "3x3", "--symmetric", "--score", "mutual_information", "--reference", "grey", "--ties", "off"),
-        ("--size", "1x3", "--levels", "0.3,0.6,1.2", "--seeds", "2"),
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in (
+                ("--levels", "published", "--family", "shift", "--min_share", "0.001"),
+                *[
+                    (
+                        "--size",
+                        "3x3",
+                        "--symmetric",
+                        "--score",
+                        "mutual_information",
+                        "--reference",
+                        "grey",
+                        "--ties",
+                        "off",
+                    )
+                ],
+                ("--size", "1x3", "--levels", "0.3,0.6,1.2", "--seeds", "2"),
+            )
+        ),
     ],
     ids=" ".join,
 )
@@ -100,6 +117,7 @@ def test_prints_json_if_asked(pictures: Path, capsys: pytest.CaptureFixture[str]
     assert set(found["published"]) == {"2x2_v1", "2x2_v2"}
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for _ in range(2):
@@ -139,6 +157,7 @@ class TestOfAModel:
         design(pictures, "--limit", "8", "--checkpoint", str(saved), "--image_size", "32", "--json")
         assert json.loads(capsys.readouterr().out)["units"] == list(names_of(checkpoint))
 
+    @pytest.mark.slow
     def test_designs_a_kernel_per_layer_as_overrides_that_train(
         self, pictures: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -195,7 +195,7 @@ def test_out_of_memory_names_a_batch_that_would_fit(
         raise error
 
     monkeypatch.setattr(DesignClassifier, "training_step", training_step)
-    monkeypatch.setattr("design_lightning.commands.lightning.capacity_of", lambda device: 20_000_000)
+    monkeypatch.setattr("design_lightning.commands.checks.capacity_of", lambda device: 20_000_000)
     with pytest.raises(SystemExit):
         main([*ONE_STEP, "--data.batch_size", "512"])
     found = re.search(

@@ -102,6 +102,7 @@ def test_recalibrates_batch_norm_on_training_images(
         assert f"batch norm: estimated anew on {images} training images for each measurement" in output
 
 
+@pytest.mark.slow
 def test_images_that_do_not_fit_are_said_to_be_read_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

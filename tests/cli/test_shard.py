@@ -142,6 +142,7 @@ def test_a_killed_process_is_said_in_a_line() -> None:
         list(_results([partial(os._exit, 9)], 2, lambda done, of: None))
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes_it_goes_on(image_tree, tmp_path) -> None:
     out = tmp_path / "shards"
     code = (

@@ -202,6 +202,7 @@ SLURM = {
 
 
 @pytest.mark.own_process
+@pytest.mark.slow
 def test_a_requeued_job_goes_on_from_its_own_checkpoint_whatever_it_started_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

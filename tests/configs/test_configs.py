@@ -355,6 +355,7 @@ FOR_QUICKNET = re.findall(r"[a-z]+\w+", " ".join(header(QUICKNET)).partition("fo
 
 
 @pytest.mark.parametrize("name", FOR_QUICKNET)
+@pytest.mark.slow
 def test_quicknet_runs_on_the_recipes_that_it_names(
     name: str, tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

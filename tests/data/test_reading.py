@@ -85,6 +85,7 @@ def test_the_last_image_is_replaced_by_the_first_with_its_label(make_tree):
 
 
 @pytest.mark.own_process
+@pytest.mark.slow
 def test_batches_do_not_depend_on_workers_nor_on_a_resume(make_tree):
     root = make_tree(TREE)
     for name in ("cat/1.jpg", "cat/2.jpg", "dog/0.jpg"):
@@ -161,6 +162,7 @@ def test_one_more_than_the_stated_share_ends_the_run(make_tree, max_damaged):
 
 @pytest.mark.own_process
 @pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.slow
 def test_a_disk_that_went_away_is_said_with_the_first_batch(make_tree, num_workers):
     root = make_tree(TREE)
     data = folder(root, num_workers=num_workers)

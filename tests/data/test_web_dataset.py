@@ -201,6 +201,7 @@ def test_what_was_stopped_goes_on_with_the_shards_that_are_missing(tree, tmp_pat
         make_shards(tree, out, images=3)
 
 
+@pytest.mark.slow
 def test_several_processes_make_the_same(tree, shards, tmp_path) -> None:
     make_shards(tree, tmp_path / "two", images=3, workers=2)
     for path in shards.iterdir():
@@ -428,6 +429,7 @@ def test_the_cache_keeps_to_its_limit(shards, server, tmp_path) -> None:
 
 
 @pytest.mark.own_process
+@pytest.mark.slow
 def test_a_server_that_goes_away_ends_the_epoch_with_its_name_and_no_image_is_blamed(
     shards, server, tmp_path, monkeypatch
 ) -> None:

@@ -94,8 +94,8 @@ def small(config: dl.BinaryConfig | None = None, size: int = 27) -> nn.Module:
     ("name", "layers", "as_float"),
     [
         ("resnet20_cifar", 18, 0),
-        ("test_vit", 24, 0),
-        ("test_efficientnet", 10, 0),
+        pytest.param("test_vit", 24, 0, marks=pytest.mark.slow),
+        pytest.param("test_efficientnet", 10, 0, marks=pytest.mark.slow),
         pytest.param("regnetx_002", 39, 13, marks=pytest.mark.slow),
     ],
 )
@@ -130,6 +130,7 @@ def test_networks_agree_and_run_as_1_bit(name: str, layers: int, as_float: int, 
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_options_of_surgery(config: dict[str, Any], tmp_path: Path) -> None:
     model = small(dl.BinaryConfig(**config))
     with torch.no_grad():
@@ -150,7 +151,9 @@ def test_options_of_surgery(config: dict[str, Any], tmp_path: Path) -> None:
             *("tf_efficientnet_lite0", {"policy": "everything"}, "input channels are not a multiple of 8"),
             marks=pytest.mark.slow,
         ),
-        ("test_vit", {"policy": "everything"}, "input channels are not a multiple of 8"),
+        pytest.param(
+            *("test_vit", {"policy": "everything"}, "input channels are not a multiple of 8"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_an_engine_cannot_do_stays_float_and_is_said(

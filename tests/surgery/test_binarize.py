@@ -490,7 +490,7 @@ def test_bireal_shortcut_adds_the_real_input_behind_the_norm() -> None:
     assert block.state_dict().keys() == plain.state_dict().keys()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "regnety_002", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["resnet18", "regnety_002", pytest.param("vgg11_bn", marks=pytest.mark.slow)])
 def test_bireal_shortcuts_where_shapes_allow(name: str) -> None:
     model = make(name)
     report = dl.binarize_(model, dl.BinaryConfig(shortcut="bireal", companion="rprelu"))
@@ -528,6 +528,7 @@ def test_shortcut_that_is_there_is_not_added_again() -> None:
     assert report.binary[0].reason.endswith("has a shortcut of its own")
 
 
+@pytest.mark.slow
 def test_threshold_that_a_hardtanh_hides_is_noted() -> None:
     with pytest.warns(UserWarning, match=r"never reached right behind a Hardtanh.*features.4 \(behind features.2\)"):
         dl.binarize_(make("vgg11_bn"), dl.BinaryConfig(kernel="2x2x4_shifted_v1"))

@@ -94,6 +94,7 @@ def test_other_policies_rebuild_and_train(name: str, policy: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["deit_small_patch16_224", "test_nfnet", "mobilenetv3_small_050"])
+@pytest.mark.slow
 def test_large_networks_run_block_by_block_with_real_numbers(name: str) -> None:
     row = zoo.check_architecture(name, real_limit=0)
     assert (row.status, row.reason, row.numbers) == ("pass", "", "fake, real by block")
@@ -288,6 +289,7 @@ BROKEN = [
 
 @pytest.mark.parametrize("real_limit", [zoo.REAL_LIMIT, 0], ids=["real", "by block"])
 @pytest.mark.parametrize(("broken", "name", "reason"), BROKEN, ids=[f"{b.__name__}-{n}" for b, n, _ in BROKEN])
+@pytest.mark.slow
 def test_broken_surgery_fails(
     monkeypatch: pytest.MonkeyPatch, broken: Any, name: str, reason: str, real_limit: int
 ) -> None:
@@ -297,6 +299,7 @@ def test_broken_surgery_fails(
     assert re.search(reason, row.reason)
 
 
+@pytest.mark.slow
 def test_a_lost_blur_pool_a_dropped_standardisation_and_a_wrong_padding_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:  # the ReLUs in front of blur pools then seem to reach no binarizer
         patch.setattr(flow, "_has_fixed_filter", lambda operands: False)

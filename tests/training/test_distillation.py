@@ -290,7 +290,7 @@ def test_teacher_has_its_own_precision(tmp_path: Path, teacher_file: str) -> Non
         ({}, None, {"accumulate_grad_batches": 2}),
         ({"channels_last": True}, None, {"precision": "bf16-mixed"}),
         ({}, "eager", {}),
-        ({}, "aot_eager", {"precision": "bf16-mixed"}),
+        pytest.param({}, "aot_eager", {"precision": "bf16-mixed"}, marks=pytest.mark.slow),
     ],
 )
 def test_distillation_goes_with_other_options(
@@ -316,6 +316,7 @@ def test_distillation_goes_with_other_options(
         assert first == pytest.approx(expected, rel=0.05 if arguments else 1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_student_is_compiled_once(tmp_path: Path, teacher_file: str) -> None:
     torch._dynamo.reset()
     graphs = CompileCounterWithBackend("eager")

@@ -82,7 +82,7 @@ def binarized(network: nn.Module, **kwargs: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("recalibrate", [False, True], ids=["as they are", "recalibrated"])
-@pytest.mark.parametrize("weight", ["xnor", "learned", "recu"])
+@pytest.mark.parametrize("weight", ["xnor", *(pytest.param(w, marks=pytest.mark.slow) for w in ("learned", "recu"))])
 def test_numbers_are_those_of_networks_built_with_overrides(
     network: nn.Module, batches: Batches, weight: str, recalibrate: bool
 ) -> None:

@@ -32,10 +32,10 @@ def test_a_gallery_is_written(tmp_path: Path, suffix: str) -> None:
     "config",
     [
         SearchConfig(filters=2),
-        SearchConfig(filters=2, min_share=0, score="mse"),
+        pytest.param(SearchConfig(filters=2, min_share=0, score="mse"), marks=pytest.mark.slow),
         SearchConfig(filters=2, family="shift", levels="published", min_share=0.001),
         SearchConfig("1x2", filters=2, levels=(0.3, 0.8)),
-        SearchConfig("3x3", symmetric=True, filters=2, ties="off"),
+        pytest.param(SearchConfig("3x3", symmetric=True, filters=2, ties="off"), marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -219,6 +219,7 @@ def test_symmetric_3x3_equals_the_same_kernels_among_all(blobs: torch.Tensor, re
 
 @pytest.mark.parametrize("code", range(6))
 @pytest.mark.parametrize("size", ["1x1", "2x2", "3x2"])
+@pytest.mark.slow
 def test_a_constant_kernel_scores_as_sign_with_that_shift(blobs: torch.Tensor, size: str, code: int) -> None:
     config = SearchConfig(size, levels="published", filters=2, min_share=0)
     constant = code * sum(6**i for i in range(config.candidates.places))

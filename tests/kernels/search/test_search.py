@@ -95,6 +95,7 @@ class TestRanks:
 
     @pytest.mark.parametrize("levels", ["codes", "published"])
     @pytest.mark.parametrize("size", ["2x2", "1x3", "3x2"])
+    @pytest.mark.slow
     def test_the_ranking_does_not_depend_on_the_phase(self, size: str, levels: Any) -> None:
         noise = torch.rand(
             60, 1, 28, 28, generator=torch.Generator().manual_seed(0)
@@ -107,6 +108,7 @@ class TestRanks:
                 value = found.values[0, number_of(config, turned)].item()
                 assert abs(value - candidate.scores["tv"]) < 3 * candidate.errors["tv"]
 
+    @pytest.mark.slow
     def test_the_standard_error_is_the_spread_between_sets_of_images(self, clothes: torch.Tensor) -> None:
         config = SearchConfig(keep=1, filters=4)
         parts = [search_kernels(part, config) for part in clothes.split(20)]
@@ -134,6 +136,7 @@ class TestOtherShapes:
     """The published kernels of other shapes have the scores that a search of their own shape gives them."""
 
     @pytest.mark.parametrize("levels", ["codes", "published", "exact"])
+    @pytest.mark.slow
     def test_they_score_as_in_their_own_search(self, clothes: torch.Tensor, levels: Any) -> None:
         flat, large = (
             search_kernels(clothes, SearchConfig(size, levels=levels, symmetric=size == "3x3", filters=4))
@@ -149,6 +152,7 @@ class TestOtherShapes:
                 assert (other.pattern, other.excluded) == (candidate.pattern, candidate.excluded)
                 assert other.ranks == {}
 
+    @pytest.mark.slow
     def test_slices_are_averaged(self, clothes: torch.Tensor) -> None:
         config = SearchConfig(levels="published", filters=4)
         found = search_kernels(clothes, config)
@@ -159,6 +163,7 @@ class TestOtherShapes:
         mean = [(a + b) / 2 for a, b in zip(first, second, strict=True)]
         assert list(deep.scores.values()) == pytest.approx(mean, rel=1e-5)
 
+    @pytest.mark.slow
     def test_every_published_kernel_is_scored_or_named(self, clothes: torch.Tensor) -> None:
         for levels, unscored in (("codes", {"2x2x4_baseline"}), ("published", set()), ((0.2, 0.9), set())):
             found = search_kernels(clothes, SearchConfig("1x2", levels=levels, filters=2, min_share=0))  # type: ignore[arg-type]
@@ -178,6 +183,7 @@ class TestSameNumbers:
         assert one.values.equal(other.values)
         assert not one.values.equal(search_kernels(clothes, SearchConfig(filters=4, seed=1)).values)
 
+    @pytest.mark.slow
     def test_batches_and_threads_do_not_matter(self, clothes: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
         config = SearchConfig(levels="published", filters=4)
         expected = search_kernels(clothes, config)
@@ -185,6 +191,7 @@ class TestSameNumbers:
         monkeypatch.setattr("design_lightning.kernels.search.ranking.CHUNK", 100)
         assert search_kernels(clothes, config).values.numpy() == pytest.approx(expected.values.numpy(), rel=1e-6)
 
+    @pytest.mark.slow
     def test_threads_are_as_many_afterwards(self, clothes: torch.Tensor) -> None:
         before = torch.get_num_threads()
         try:
@@ -196,6 +203,7 @@ class TestSameNumbers:
         finally:
             torch.set_num_threads(before)
 
+    @pytest.mark.slow
     def test_seeds_are_averaged(self, clothes: torch.Tensor) -> None:
         both = search_kernels(clothes, SearchConfig(filters=3, seeds=2, min_share=0))
         alone = [search_kernels(clothes, SearchConfig(filters=3, seed=seed, min_share=0)) for seed in (0, 1)]
@@ -213,6 +221,7 @@ class TestSameNumbers:
             assert there.best.pattern == search_kernels(clothes, config).best.pattern
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_images() -> None:
     """Nothing of the size of all maps is ever held: 12,000 images have 200 MB of maps, and many times that of indices."""
 
@@ -251,6 +260,7 @@ class TestFamilies:
             assert derived.tile(1, side, side + 1)[0].equal(torch.tensor(expected))
 
     @pytest.mark.parametrize(("family", "depth"), [("complement", 2), ("shift", 4)])
+    @pytest.mark.slow
     def test_a_family_follows_from_its_first_slice(self, clothes: torch.Tensor, family: Any, depth: int) -> None:
         found = search_kernels(clothes, SearchConfig(levels="published", family=family, min_share=0.001))
         kernel = found.best.kernel
@@ -260,6 +270,7 @@ class TestFamilies:
         assert kernel.levels == first.levels + sum((other.levels for other in rest), ())
         assert {c.kernel.shape for c in found.published} == {(depth, 2, 2)}
 
+    @pytest.mark.slow
     def test_a_familys_score_is_the_mean_of_its_slices(self, clothes: torch.Tensor) -> None:
         flat = search_kernels(clothes, SearchConfig(levels="published", min_share=0))
         deep = search_kernels(clothes, SearchConfig(levels="published", min_share=0, family="complement"))
