@@ -21,6 +21,8 @@ from design_lightning.training.sharding import is_sharded
 
 NAMED = 3
 """How many images or weights an error names."""
+WEIGHTS = -1
+"""The place of weights that are not finite: before all layers."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,16 @@ class _Cause:
 class TerminateOnNaN(Callback):
     """Ends the run at the first training loss that is NaN or infinite, before the optimizer makes NaN of all weights.
 
+    And at the first step that begins with a weight that is NaN: behind a binarizer the loss is finite all the same.
+
     The error names the epoch, step, batch and process, the weights that are not finite, or else the first layer in forward order
     whose output is not, and the images; and the last good checkpoint. The batch goes forward once more for that, in training mode,
     eagerly, with hooks on the layers. No checkpoint is written from then on, nor one of weights that are not finite, whatever made
-    them so. Only the loss counts: a GradScaler skips infinite gradients by itself.
+    them so. Gradients do not count: a GradScaler skips infinite ones by itself.
 
     Costs a flag a backward pass: it is computed behind the forward, agreed on by all processes, and copied while the backward
     pass is in the queue of the GPU, so that reading it before the optimizer step waits for the forward alone, and the GPU does not
-    run dry. A checkpoint costs a look at all weights.
+    run dry. Each step costs a norm of all weights as well, and a checkpoint a look at each of them.
 
     Where no process holds the whole weights (FSDP, DeepSpeed) neither the layer is looked for nor the weights.
 
@@ -71,8 +75,10 @@ class TerminateOnNaN(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:  # noqa: D102
         self._loss = loss.detach()
         # A GradScaler may have scaled a loss of 16 bits to infinity, and will notice.
-        is_good = ~self._loss.isnan() if loss.dtype == torch.float16 else self._loss.isfinite()
-        is_bad = (~is_good.all()).to(torch.int32)
+        is_good = (~self._loss.isnan() if loss.dtype == torch.float16 else self._loss.isfinite()).all()
+        if not is_sharded(trainer):
+            is_good &= ~_norm(pl_module).isnan()
+        is_bad = (~is_good).to(torch.int32)
         if trainer.world_size > 1:
             torch.distributed.all_reduce(is_bad, torch.distributed.ReduceOp.MAX)
         self._is_bad = is_bad.to("cpu", non_blocking=True)
@@ -111,7 +117,7 @@ class TerminateOnNaN(Callback):
         """The cause, as all processes agree on it; all of them go forward again, since layers may wait for each other."""
         found = None if is_sharded(trainer) else self._search(trainer, pl_module)
         own: _Cause | None = None
-        if not self._loss.isfinite().all():
+        if not self._loss.isfinite().all() or (found and found[0] == WEIGHTS):
             place, text = (float("inf"), "the layer is not known") if found is None else found
             own = _Cause(place, trainer.global_rank, float(self._loss.sum()), text)
         causes: list[_Cause | None] = [own]
@@ -129,9 +135,9 @@ class TerminateOnNaN(Callback):
                 pl_module.training_step(self._batch, self._batch_idx)
         except Exception as error:  # the loss stays what is to be told
             failure = f"the batch cannot go forward again ({' '.join(str(error).split())})"
-            return (-1, _weights(weights)) if weights else (float("inf"), failure)
+            return (WEIGHTS, _weights(weights)) if weights else (float("inf"), failure)
         if weights:
-            return -1, _weights(weights)
+            return WEIGHTS, _weights(weights)
         where = f"the weights and the outputs of all layers are finite, so look at the loss itself{self._images(trainer, [])}"
         return search.place, where if not search.layer else search.layer + self._images(trainer, search.rows)
 
@@ -207,6 +213,12 @@ def _not_finite(state: dict[str, Any], pl_module: LightningModule) -> list[str]:
     statistics = [f"{norm}.{statistic}" for norm in norms for statistic in ("running_mean", "running_var")]
     names = [*(name for name, _ in pl_module.named_parameters()), *statistics]
     return [name for name in names if isinstance(state.get(name), Tensor) and not state[name].isfinite().all()]
+
+
+def _norm(pl_module: LightningModule) -> Tensor:
+    """The norm of all trained weights, NaN if one of them is: a sign of NaN is a finite -1, so the loss may not tell."""
+    with torch.no_grad():
+        return torch.nn.utils.get_total_norm([weight for weight in pl_module.parameters() if weight.requires_grad])
 
 
 def _weights(names: Sequence[str]) -> str:

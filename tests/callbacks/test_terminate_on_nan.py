@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import design_lightning as dl
 from design_lightning.callbacks import PreemptionCheckpoint, TerminateOnNaN
 from design_lightning.cli import main
 from design_lightning.data import FashionMNISTSubset, ImageFolder
@@ -254,3 +255,18 @@ def test_fit_says_it_in_one_line(
     found = re.search(pattern, line)
     assert found, line
     assert good(Path(found.group(1))) == 1
+
+
+def test_weights_that_are_nan_behind_a_sign_are_found_though_the_loss_is_finite(
+    plain: Callable[..., LightningModule], trainer: Make
+) -> None:
+    class Break(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            if trainer.global_step == 2:
+                pl_module.network[1].weight.data[0, 0] = torch.nan
+
+    layers = [nn.Flatten(), nn.Linear(4, 5), dl.BinaryLinear(5, 5, activation=dl.Sign(layout="NHWC")), nn.Linear(5, 3)]
+    module = plain(nn.Sequential(*layers))
+    match = r"training loss is [0-9.]+ in epoch 0, step 2, batch 2: the weights of network\.1\.weight are not finite"
+    with pytest.raises(ValueError, match=match):
+        trainer(TerminateOnNaN(), Break()).fit(module, loader())
