@@ -11,7 +11,7 @@ from torch import Tensor
 
 from design_lightning._names import did_you_mean
 from design_lightning.data.base import ImageData
-from design_lightning.data.samples import Samples
+from design_lightning.data.samples import Samples, unreadable
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "picture")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
@@ -46,7 +46,7 @@ class TableSamples(Samples):
             value = self.table[int(self.rows[index])][self.image_column]
             return value if isinstance(value, Image.Image) else Image.fromarray(np.asarray(value, dtype=np.uint8))
         except Exception as error:  # a decoder may raise anything
-            raise OSError(f"cannot read the image {self.name(index)}: {error}") from error
+            raise unreadable(self.name(index), error) from error
 
     def name(self, index: int) -> str:
         """The split and the row."""

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import decode_image
 from torchvision.transforms.functional import pil_to_tensor
@@ -54,6 +54,12 @@ class Samples(ABC):
         """The samples at `indices` (int64 `[M]`), in that order."""
 
 
+def unreadable(name: str, error: Exception) -> OSError:
+    """What to raise for an image that a decoder refused."""
+    unknown = isinstance(error, UnidentifiedImageError)  # which names the buffer that it was given
+    return OSError(f"cannot read the image {name}: {'it is no image of a known format' if unknown else error}")
+
+
 class EncodedSamples(Samples):
     """Images in their files' own encoding: JPEG, PNG, and what else Pillow reads."""
 
@@ -80,7 +86,7 @@ class EncodedSamples(Samples):
         except ConnectionError:
             raise
         except Exception as error:  # a decoder may raise anything
-            raise OSError(f"cannot read the image {self.name(index)}: {error}") from error
+            raise unreadable(self.name(index), error) from error
 
     def pixels(self, index: int, channels: int) -> Tensor:
         """The image decoded by torchvision, which gives Pillow's very pixels in less time, or by Pillow.

@@ -95,6 +95,12 @@ def test_what_is_no_file_or_empty_is_named(tmp_path, write):
         one_file(tmp_path / "image.jpg").pixels(0, 3)
 
 
+def test_an_unknown_format_is_said_without_the_buffer(tmp_path):
+    (tmp_path / "no.jpg").write_text("text")
+    with pytest.raises(OSError, match=r"cannot read the image .*no\.jpg: it is no image of a known format$"):
+        FileSamples(str(tmp_path), ["no.jpg"], torch.tensor([0])).pixels(0, 3)
+
+
 def test_a_name_that_is_no_text_is_read_too(tmp_path):
     path = Path(str(tmp_path)) / "caf\udce9.jpg"  # Latin-1 bytes, as an old archive may have
     photograph().save(tmp_path / "image.jpg")
