@@ -49,6 +49,8 @@ class TerminateOnNaN(Callback):
     pass is in the queue of the GPU, so that reading it before the optimizer step waits for the forward alone, and the GPU does not
     run dry. Each step costs a norm of all weights as well, and a checkpoint a look at each of them.
 
+    A `ModelCheckpoint` with `save_weights_only` asks no callback, so what the last step made NaN may be in its file.
+
     Where no process holds the whole weights (FSDP, DeepSpeed) neither the layer is looked for nor the weights.
 
     Raises:
