@@ -160,7 +160,7 @@ class BinarizationReport:
         from rich.console import Console
 
         width = shutil.get_terminal_size(fallback=(120, 24)).columns
-        console = Console(file=io.StringIO(), width=width, force_terminal=False)
+        console = Console(file=io.StringIO(), width=width, force_terminal=False, force_jupyter=False)
         console.print(self.table())
         assert isinstance(console.file, io.StringIO)
         return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
