@@ -77,7 +77,10 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode  # safetensors would let nobody else read the file
         safetensors.torch.save_file(tensors, aside, {_KEY: text, SEAL: seal_of_tensors(tensors, text)})
+        aside.chmod(mode)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

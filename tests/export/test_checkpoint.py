@@ -229,3 +229,11 @@ def test_stage_of_each_layer_comes_back(tmp_path: Path, binarized: Make) -> None
     model.get_submodule("layer2.0.conv1").set_stage("both")
     again = dl.load(dl.save(model, tmp_path / "model.safetensors"))
     assert [each.stage for each in binary_layers(again).values()] == [e.stage for e in binary_layers(model).values()]
+
+
+def test_others_may_read_a_file_as_they_may_others(tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=3)
+    dl.binarize_(model)
+    (tmp_path / "other").touch()
+    path = Path(dl.save(model, tmp_path / "model.safetensors"))
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
