@@ -303,6 +303,7 @@ def test_stopped_at_any_step_and_resumed_gives_the_same_weights(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.slow
 def test_other_binarizers_resume_as_exactly(tmp_path: Path, config: str) -> None:
     whole = run(tmp_path, **CONFIGS[config])
     for step in (6, 10):
@@ -367,6 +368,7 @@ def with_everything(
 
 
 @pytest.mark.parametrize("options", [{}, {"limit_train_batches": 3}, {"val_check_interval": 2}])
+@pytest.mark.slow
 def test_the_last_checkpoint_of_a_run_with_everything(tmp_path: Path, options: dict[str, Any]) -> None:
     whole, _ = with_everything(tmp_path, 4, **options)
     for epochs in (1, 3):

@@ -218,6 +218,7 @@ class WorkersKilled(Callback):
 
 
 @pytest.mark.own_process
+@pytest.mark.slow
 def test_a_killed_process_of_the_loader_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data.num_workers", "1", "--data.batch_size", "4", "--trainer.limit_val_batches", "0"]
     with pytest.raises(SystemExit) as ended:

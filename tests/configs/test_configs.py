@@ -132,6 +132,7 @@ def test_recipe_trains_a_step_and_validates_a_batch(
     [(file, command) for file in FILES for command in commands(file)],
     ids=[f"{name}-{i}" for file, name in zip(FILES, NAMES, strict=True) for i in range(len(commands(file)))],
 )
+@pytest.mark.slow
 def test_command_of_a_header_runs(
     file: Path, command: list[str], tiny_data: TinyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

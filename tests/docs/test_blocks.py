@@ -143,7 +143,8 @@ def test_python_of_a_page_runs_and_prints_what_it_says(page: str, world: Path) -
 
 
 def marks(command: Command) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow] if command.words[:2] == ["design-train", "design"] else []
+    long = (["design-train", "design"], ["design-train", "benchmark"])
+    return [pytest.mark.slow] if command.words[:2] in long else []
 
 
 @pytest.mark.parametrize(

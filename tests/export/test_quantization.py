@@ -73,6 +73,7 @@ def limits(path: Path) -> dict[str, list[list[float]]]:
     return found
 
 
+@pytest.mark.slow
 def test_names_of_files(files: Files) -> None:
     assert files.paths["onnx_int8"].name == "model.int8.onnx"
     assert files.paths["openvino_int8"].name == "model.int8.xml"

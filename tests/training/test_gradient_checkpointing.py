@@ -63,6 +63,7 @@ def test_activations_are_computed_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
+@pytest.mark.slow
 def test_attention_transfer_goes_with_it(tmp_path: Path, backend: str | None) -> None:
     torch._dynamo.reset()
     torch.manual_seed(3)

@@ -172,7 +172,9 @@ def check(images: torch.Tensor, config: SearchConfig, kernels: list[tuple[int, .
 
 
 @pytest.mark.parametrize("ties", ["on", "off"])
-@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize(
+    "levels", [pytest.param(name, marks=[pytest.mark.slow] if name == "exact" else []) for name in LEVELS]
+)
 @pytest.mark.parametrize("reference", ["relu", "grey"])
 def test_scores_equal_those_of_loops(blobs: torch.Tensor, reference: str, levels: str, ties: str) -> None:
     config = SearchConfig("2x2", reference=reference, levels=levels, ties=ties, filters=2, min_share=0, groups=3)
@@ -180,7 +182,9 @@ def test_scores_equal_those_of_loops(blobs: torch.Tensor, reference: str, levels
 
 
 @pytest.mark.parametrize("reference", ["relu", "grey"])
-@pytest.mark.parametrize("size", ["1x1", "1x2", "2x1", "2x3", "3x2", "1x5"])
+@pytest.mark.parametrize(
+    "size", ["1x2", "3x2", *(pytest.param(size, marks=pytest.mark.slow) for size in ("1x1", "2x1", "2x3", "1x5"))]
+)
 def test_scores_of_every_size_equal_those_of_loops(blobs: torch.Tensor, size: str, reference: str) -> None:
     config = SearchConfig(size, reference=reference, levels="published", filters=2, min_share=0)
     kernels = [tuple((a + 2 * i) % 6 for i in range(config.rows * config.columns)) for a in (0, 3)]
