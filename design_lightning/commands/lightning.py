@@ -30,6 +30,7 @@ from design_lightning.commands.checks import (
 )
 from design_lightning.commands.processes import one_fate, watch_
 from design_lightning.commands.recipes import find_config
+from design_lightning.commands.yaml_files import check_keys, files_of
 from design_lightning.training import AtomicCheckpointIO, DesignTrainer
 from design_lightning.training.checkpoint_files import PREEMPTED, is_exported, read_checkpoint
 from design_lightning.training.memory import is_out_of_memory
@@ -286,6 +287,8 @@ def run(
     given = sys.argv
     # Not as LightningCLI's `args`: DDP starts its other processes with what sys.argv holds.
     sys.argv = [given[0], command, *_model_of_file(command, args), *_with_found_configs(args)]
+    for path in files_of(sys.argv[1:]):
+        check_keys(path)
     options: dict[str, Any] = (
         {"save_config_kwargs": {"overwrite": True}} if saves_config else {"save_config_callback": None}
     )

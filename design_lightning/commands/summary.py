@@ -76,6 +76,9 @@ class SummaryCLI(DesignCLI):
             raise ValueError(
                 f"{config.model.class_path} has no backbone; summary shows DesignClassifier's and its like"
             )
+        for name in ("size", "classes"):
+            if config[name] is not None and config[name] < 1:
+                raise ValueError(f"{name} is {config[name]}, but must be at least 1")
         classes, shape = _of_data(config.get("data"))
         classes = config.classes or classes or given.num_classes
         binary = given.get("binary")

@@ -176,6 +176,60 @@ def test_files_that_are_no_configuration(capsys: pytest.CaptureFixture[str]) -> 
         assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        (
+            "model:\n  init_args:\n    binary: [kernel, 2x2_v1]\n",
+            "binary is a list, where `key: value` pairs should stand",
+        ),
+        ("model:\n  init_args:\n    binary: reactnet\n", "binary is 'reactnet', where `key: value` pairs should stand"),
+        ("model:\n\n  init_args: 3\n", "init_args is '3', where `key: value` pairs should stand"),
+        ("seed_everything: 1\n\ntrainer:\n  - max_epochs\n", "trainer is a list, where"),
+        ("seed_everything: 1\n\ntrainer:\n", "trainer is empty, where"),
+        ("seed_everything: 1\n\ndata: 5\n", "data is '5', where"),
+        ("trainer:\n  max_epochs: 2\n  max_epochs: 3\n", "'max_epochs' stands twice, in line 2 already: leave one"),
+        ("model:\n  init_args:\n    binary: {scale: 1.0, scale: 0.5}\n", "'scale' stands twice, in line 3 already"),
+        (
+            "trainer:\n  min_epochs: 1\n  logger: TensorBordLogger\n",
+            "'TensorBordLogger': did you mean 'TensorBoardLogger'?",
+        ),
+        ("trainer:\n  min_epochs: 1\n  limit_test_batches: i\n", "expected int or float, not 'i'"),
+        (
+            "model:\n  init_args:\n    binary: {max_epoch: 3}\n",
+            "unknown option 'max_epoch': known are activation, activ",
+        ),
+        ("data:\n  init_args:\n    batchsize: 3\n", "unknown option 'batchsize': did you mean 'batch_size'?"),
+        (
+            "model:\n  init_args:\n    optimizer: {class_path: Adam, init_args: {learning_rate: 1}}\n",
+            "unknown option 'learning_rate': known are amsgrad, betas, capturable",
+        ),
+        (
+            "trainer:\n  callbacks:\n    - {class_path: LatentWeightClipping, init_args: {lr: 1}}\nmodel:\n  init_args:\n"
+            "    optimizer: {class_path: Adam, init_args: {lr: 1}}\n",
+            "unknown option 'lr': known are bound, layers",
+        ),
+    ],
+)
+def test_a_key_is_looked_at_where_it_stands(yaml: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yml").write_text(yaml)
+    with pytest.raises(SystemExit):
+        main([*QUICK, "--config", "mine.yml"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert message in line
+    assert "(mine.yml, line 3)" in line
+
+
+def test_an_anchor_may_be_used_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text(
+        "model:\n  init_args:\n    binary:\n      overrides: {layer4.*: &float {weight: recu}, layer3.*: *float}\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main([*QUICK, "--config", "mine.yaml", "--print_config"])
+    assert not ended.value.code
+    assert capsys.readouterr().out.count("weight: recu") == 2
+
+
 ONE_STEP = [*QUICK, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--model.warmup_epochs", "0"]
 
 
