@@ -36,12 +36,13 @@ _CHOICE = re.compile(r"Expected a typing\.Literal\[([^\]]+)\]")
 _VALUE = re.compile(r"(?:Given value|Got value): (.*)")
 
 
-def explain(message: str, args: Sequence[str]) -> str:
+def explain(message: str, args: Sequence[str], options: Sequence[str] = ()) -> str:
     """One line for a person.
 
     Args:
         message: what jsonargparse says.
         args: the command line, in which and in whose configurations the wrong word is looked up.
+        options: those that the command has by itself.
     """
     key = _last(_KEY.findall(message))
     if message.startswith("Unexpected config"):
@@ -61,13 +62,13 @@ def explain(message: str, args: Sequence[str]) -> str:
             return f"{_full_key(key, args)}{missing} is missing: a class that you chose needs it among its init_args"
         return f"no {missing} given: start from a recipe with --config NAME; design-train recipes lists them"
     if found := _UNKNOWN_OPTION.search(message):
-        return _unknown_option(found.group(1), args)
+        return _unknown_option(found.group(1), args, options)
     if found := _UNRECOGNIZED.search(message):
         word = found.group(1).split()[0]
         if not word.startswith("-"):
             hint = f": did you mean --config {word}?" if word in recipes() else ""
             return f"unexpected {word!r}{hint}"
-        return _unknown_option(word.lstrip("-").partition("=")[0], args)
+        return _unknown_option(word.lstrip("-").partition("=")[0], args, options)
     if found := _NO_MODULE.search(message):
         return f"{_full_key(key, args)}cannot import {found.group(1)!r}; is its folder on PYTHONPATH?"
     kinds = dict.fromkeys(a or b for a, b in _EXPECTED.findall(message))
@@ -131,7 +132,7 @@ def _last(found: Sequence[str]) -> str:
     return found[-1] if found else ""
 
 
-def _unknown_option(name: str, args: Sequence[str]) -> str:
+def _unknown_option(name: str, args: Sequence[str], options: Sequence[str]) -> str:
     given = _as_given(name, args)
     section, _, leaf = given.rpartition(".")
     key = None if any(arg.startswith(f"--{given}") for arg in args) else _key_of(leaf, args)
@@ -145,7 +146,8 @@ def _unknown_option(name: str, args: Sequence[str]) -> str:
     elif leaf in (known := _option_names(section)):
         return f"{given!r} is no argument of the class chosen there{place}"
     else:
-        near = difflib.get_close_matches(leaf, known, n=3, cutoff=0.6)
+        of_command = [] if section else difflib.get_close_matches(leaf, options, n=3, cutoff=0.6)
+        near = of_command or difflib.get_close_matches(leaf, known, n=3, cutoff=0.6)
         hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"unknown option {given!r}{hint}{place}"
 

@@ -26,6 +26,7 @@ from design_lightning.commands.checks import (
     check_linked,
     check_trainer,
     compare_classes,
+    not_written,
     out_of_memory,
 )
 from design_lightning.commands.processes import one_fate, watch_
@@ -50,7 +51,8 @@ class DesignParser(LightningArgumentParser):
             raise ex
         from design_lightning.commands.errors import explain
 
-        fail(f"{explain(message, sys.argv[1:])} (see: design-train {sys.argv[1]} --help)", code=2)
+        options = [option.lstrip("-") for option in self._option_string_actions]
+        fail(f"{explain(message, sys.argv[1:], options)} (see: design-train {sys.argv[1]} --help)", code=2)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """A configuration as YAML, with what the data may set too: other data may not know the number of classes."""
@@ -167,6 +169,10 @@ class DesignCLI(LightningCLI):
                 # EarlyStopping's monitor, which Lightning's other callbacks refuse properly.
                 if "conditioned on metric" in str(error):
                     raise ValueError(str(error)) from error
+                raise
+            except OSError as error:
+                if users_error(error) is None and (why := not_written(self.trainer, error)):
+                    raise ValueError(why) from error
                 raise
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:

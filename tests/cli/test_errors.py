@@ -51,6 +51,13 @@ def _in_a_folder_with_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
+        ([*QUICK, "--ckpt_pth", "x"], 2, "unknown option 'ckpt_pth': did you mean 'ckpt_path'?"),
+        (["submit", "--config", "quickstart", "--nodez", "2"], 2, "unknown option 'nodez': did you mean 'nodes'"),
+        (
+            ["benchmark", "training", "--model", "resnet81"],
+            1,
+            "timm has no network 'resnet81': did you mean 'resnet18'",
+        ),
         (["fti"], 2, "unknown command 'fti': did you mean 'fit'?"),
         (
             ["fit", "--config", "quikstart"],
@@ -329,6 +336,35 @@ def test_classes_of_data_configuration_and_checkpoint_are_compared(capsys: pytes
     assert f"1 of 10 class names differ, such as 'shirt' in the checkpoint and {names[0]!r} in the data" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("binary", ["{}", "null"])
+def test_a_network_that_cannot_take_the_images(binary: str, capsys: pytest.CaptureFixture[str]) -> None:
+    network = ["--model.backbone", "test_vit", "--model.backbone_args", "null", "--model.binary", binary]
+    with pytest.raises(SystemExit):
+        main([*QUICK, *network])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "error: test_vit cannot take images of 1x28x28: give the data another image_size, or the network its own"
+        in line
+    )
+    assert "Input height (28) should be divisible by patch size (16)" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--trainer.logger", "false", "--trainer.default_root_dir", "/proc/x"],
+            "trainer.default_root_dir is '/proc/x', which",
+        ),
+        (["--trainer.logger.save_dir", "/proc/x"], "save_dir of CSVLogger is '/proc/x', which cannot be written"),
+    ],
+)
+def test_a_folder_that_cannot_be_written(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*ONE_STEP, *options])
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
