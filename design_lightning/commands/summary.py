@@ -101,13 +101,15 @@ def main(command: str, args: Sequence[str]) -> None:
 
 def _spelled_out(args: Sequence[str]) -> list[str]:
     """The arguments as those of `fit`: `--model NAME` of a network, `--binary.X`, and `--json` without a value."""
+    import timm
+
     found: list[str] = []
     arguments = iter(args)
     for arg in arguments:
         option, equals, value = arg.partition("=")
         if option == "--model":
             value = value if equals else next(arguments, "")
-            if value != value.lower():  # a class; networks have lower-case names
+            if value != value.lower() and not timm.is_model(value.lower()):  # a class; networks have lower-case names
                 found.append(f"--model={value}")
             else:
                 found += ["--model=DesignClassifier", f"--model.backbone={value}"]
