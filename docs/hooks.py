@@ -1,6 +1,7 @@
-"""What mkdocs runs while it builds: tables from configs/ and benchmarks/results/, and the folder that the API is read from.
+"""What mkdocs runs while it builds: tables from configs/, and the folder that the API is read from.
 
-A page that holds `<!-- recipes -->`, `<!-- overlays -->` or `<!-- inference -->` gets the table in its place: none can go stale.
+A page that holds `<!-- table: recipes -->` or `<!-- table: overlays -->` gets the table in its place: none can go stale. The table
+of docs/export.md stands in the page, so that it is read where no site is built; a test compares it with `inference_table`.
 """
 
 import json
@@ -29,11 +30,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     tables = {
         "recipes": lambda: recipe_table([recipe for recipe in found if not recipe.overlay]),
         "overlays": lambda: overlay_table([recipe for recipe in found if recipe.overlay]),
-        "inference": lambda: inference_table(json.loads(INFERENCE.read_text(encoding="utf-8"))),
     }
     for name, table in tables.items():
-        if f"<!-- {name} -->" in markdown:
-            markdown = markdown.replace(f"<!-- {name} -->", table())
+        if (place := f"<!-- table: {name} -->") in markdown:
+            markdown = markdown.replace(place, table())
     return markdown
 
 
@@ -54,8 +54,9 @@ def overlay_table(found: list[Recipe]) -> str:
     return "\n".join(["| overlay | what it changes |", "|---|---|", *rows])
 
 
-def inference_table(measured: dict[str, Any]) -> str:
-    """A row for each network, timed on one thread, and below it how it was measured."""
+def inference_table() -> str:
+    """A row for each network, timed on one thread, and below it how it was measured: the table of docs/export.md."""
+    measured = json.loads(INFERENCE.read_text(encoding="utf-8"))
     config, machine = measured["config"], measured["machine"]
     rows = [
         "| network | MB | ms | quartiles | times as fast as float in ONNX Runtime "

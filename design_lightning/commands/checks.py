@@ -1,6 +1,7 @@
 """What `design-train` looks at by itself, for an error at once and in words: names, paths, classes, memory."""
 
 import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,6 +107,36 @@ def compare_classes(
             )
         lines.append(f"{how}: labels go by their number")
     return lines
+
+
+def not_written(trainer: Trainer, error: OSError) -> str:
+    """One line on a folder of a run that cannot be written; empty where an error is about something else."""
+    folders = {
+        "trainer.default_root_dir": trainer.default_root_dir,
+        **{f"save_dir of {type(logger).__name__}": logger.save_dir for logger in trainer.loggers},
+    }
+    for name, folder in folders.items():
+        if (
+            folder
+            and error.filename
+            and _is_near(Path(error.filename), Path(folder))
+            and not _is_writable(Path(folder))
+        ):
+            return f"{name} is {folder!r}, which cannot be written ({error.strerror}): choose another folder"
+    return ""
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _is_near(path: Path, folder: Path) -> bool:
+    path, folder = path.absolute(), folder.absolute()
+    return path.is_relative_to(folder) or folder.is_relative_to(path)
 
 
 def out_of_memory(trainer: Trainer, data: LightningDataModule | None, model: LightningModule) -> str:

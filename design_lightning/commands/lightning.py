@@ -26,10 +26,12 @@ from design_lightning.commands.checks import (
     check_linked,
     check_trainer,
     compare_classes,
+    not_written,
     out_of_memory,
 )
 from design_lightning.commands.processes import one_fate, watch_
 from design_lightning.commands.recipes import find_config
+from design_lightning.commands.yaml_files import check_keys, files_of
 from design_lightning.training import AtomicCheckpointIO, DesignTrainer
 from design_lightning.training.checkpoint_files import PREEMPTED, is_exported, read_checkpoint
 from design_lightning.training.memory import is_out_of_memory
@@ -49,7 +51,8 @@ class DesignParser(LightningArgumentParser):
             raise ex
         from design_lightning.commands.errors import explain
 
-        fail(f"{explain(message, sys.argv[1:])} (see: design-train {sys.argv[1]} --help)", code=2)
+        options = [option.lstrip("-") for option in self._option_string_actions]
+        fail(f"{explain(message, sys.argv[1:], options)} (see: design-train {sys.argv[1]} --help)", code=2)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """A configuration as YAML, with what the data may set too: other data may not know the number of classes."""
@@ -166,6 +169,10 @@ class DesignCLI(LightningCLI):
                 # EarlyStopping's monitor, which Lightning's other callbacks refuse properly.
                 if "conditioned on metric" in str(error):
                     raise ValueError(str(error)) from error
+                raise
+            except OSError as error:
+                if users_error(error) is None and (why := not_written(self.trainer, error)):
+                    raise ValueError(why) from error
                 raise
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -286,6 +293,8 @@ def run(
     given = sys.argv
     # Not as LightningCLI's `args`: DDP starts its other processes with what sys.argv holds.
     sys.argv = [given[0], command, *_model_of_file(command, args), *_with_found_configs(args)]
+    for path in files_of(sys.argv[1:]):
+        check_keys(path)
     options: dict[str, Any] = (
         {"save_config_kwargs": {"overwrite": True}} if saves_config else {"save_config_callback": None}
     )

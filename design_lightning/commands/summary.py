@@ -76,6 +76,9 @@ class SummaryCLI(DesignCLI):
             raise ValueError(
                 f"{config.model.class_path} has no backbone; summary shows DesignClassifier's and its like"
             )
+        for name in ("size", "classes"):
+            if config[name] is not None and config[name] < 1:
+                raise ValueError(f"{name} is {config[name]}, but must be at least 1")
         classes, shape = _of_data(config.get("data"))
         classes = config.classes or classes or given.num_classes
         binary = given.get("binary")
@@ -98,13 +101,15 @@ def main(command: str, args: Sequence[str]) -> None:
 
 def _spelled_out(args: Sequence[str]) -> list[str]:
     """The arguments as those of `fit`: `--model NAME` of a network, `--binary.X`, and `--json` without a value."""
+    import timm
+
     found: list[str] = []
     arguments = iter(args)
     for arg in arguments:
         option, equals, value = arg.partition("=")
         if option == "--model":
             value = value if equals else next(arguments, "")
-            if value != value.lower():  # a class; networks have lower-case names
+            if value != value.lower() and not timm.is_model(value.lower()):  # a class; networks have lower-case names
                 found.append(f"--model={value}")
             else:
                 found += ["--model=DesignClassifier", f"--model.backbone={value}"]

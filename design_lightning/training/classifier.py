@@ -19,6 +19,7 @@ from design_lightning.surgery import (
     reattach_shortcuts_,
     set_stage_,
 )
+from design_lightning.surgery.probe import ProbeError, probe
 from design_lightning.training.backbone import create_backbone, load_weights_
 from design_lightning.training.batch_checks import check_floats
 from design_lightning.training.bop import Bop
@@ -139,7 +140,17 @@ class DesignClassifier(ImageClassifier):
         self._gradient_checkpointing = gradient_checkpointing
         self.backbone = create_backbone(backbone, num_classes, pretrained, backbone_args, input_size)
         shape = None if input_size is None else (2, *input_size)
-        self.report: BinarizationReport | None = None if binary is None else binarize_(self.backbone, binary, shape)
+        try:
+            if binary is None and shape is not None:
+                probe(self.backbone, shape)
+            self.report: BinarizationReport | None = None if binary is None else binarize_(self.backbone, binary, shape)
+        except (ProbeError, ValueError) as error:
+            if shape is None or not isinstance(reason := error.__cause__ or error, ProbeError):
+                raise
+            raise ValueError(
+                f"{backbone} cannot take images of {'x'.join(map(str, shape[1:]))}: give the data another image_size, or the "
+                f"network its own with backbone_args, such as img_size of a vision transformer. Its forward says: {reason}"
+            ) from error
         if weights is not None:
             self._load_weights(weights)
         if gradient_checkpointing:

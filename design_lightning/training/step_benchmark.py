@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import design_lightning as dl
 import design_lightning.models
+from design_lightning._names import did_you_mean
 from design_lightning.binary.lean import make_plain_
 
 Variant = Literal["float", "naive", "bits", "sign"]
@@ -134,7 +135,9 @@ class _Subject:
         self.config, self.variant, self.mode = config, variant, mode
         torch.manual_seed(config.seed)
         if not timm.is_model(config.model):
-            raise ValueError(f"timm has no network {config.model!r}; timm.list_models() has the names")
+            raise ValueError(
+                f"timm has no network {config.model!r}: {did_you_mean(config.model, timm.list_models(), show_all_below=0)}"
+            )
         model = timm.create_model(config.model)
         size = config.size or model.pretrained_cfg["input_size"][-1]
         self.shape = (config.batch, 3, size, size)

@@ -51,6 +51,13 @@ def _in_a_folder_with_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
+        ([*QUICK, "--ckpt_pth", "x"], 2, "unknown option 'ckpt_pth': did you mean 'ckpt_path'?"),
+        (["submit", "--config", "quickstart", "--nodez", "2"], 2, "unknown option 'nodez': did you mean 'nodes'"),
+        (
+            ["benchmark", "training", "--model", "resnet81"],
+            1,
+            "timm has no network 'resnet81': did you mean 'resnet18'",
+        ),
         (["fti"], 2, "unknown command 'fti': did you mean 'fit'?"),
         (
             ["fit", "--config", "quikstart"],
@@ -176,6 +183,60 @@ def test_files_that_are_no_configuration(capsys: pytest.CaptureFixture[str]) -> 
         assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        (
+            "model:\n  init_args:\n    binary: [kernel, 2x2_v1]\n",
+            "binary is a list, where `key: value` pairs should stand",
+        ),
+        ("model:\n  init_args:\n    binary: reactnet\n", "binary is 'reactnet', where `key: value` pairs should stand"),
+        ("model:\n\n  init_args: 3\n", "init_args is '3', where `key: value` pairs should stand"),
+        ("seed_everything: 1\n\ntrainer:\n  - max_epochs\n", "trainer is a list, where"),
+        ("seed_everything: 1\n\ntrainer:\n", "trainer is empty, where"),
+        ("seed_everything: 1\n\ndata: 5\n", "data is '5', where"),
+        ("trainer:\n  max_epochs: 2\n  max_epochs: 3\n", "'max_epochs' stands twice, in line 2 already: leave one"),
+        ("model:\n  init_args:\n    binary: {scale: 1.0, scale: 0.5}\n", "'scale' stands twice, in line 3 already"),
+        (
+            "trainer:\n  min_epochs: 1\n  logger: TensorBordLogger\n",
+            "'TensorBordLogger': did you mean 'TensorBoardLogger'?",
+        ),
+        ("trainer:\n  min_epochs: 1\n  limit_test_batches: i\n", "expected int or float, not 'i'"),
+        (
+            "model:\n  init_args:\n    binary: {max_epoch: 3}\n",
+            "unknown option 'max_epoch': known are activation, activ",
+        ),
+        ("data:\n  init_args:\n    batchsize: 3\n", "unknown option 'batchsize': did you mean 'batch_size'?"),
+        (
+            "model:\n  init_args:\n    optimizer: {class_path: Adam, init_args: {learning_rate: 1}}\n",
+            "unknown option 'learning_rate': known are amsgrad, betas, capturable",
+        ),
+        (
+            "trainer:\n  callbacks:\n    - {class_path: LatentWeightClipping, init_args: {lr: 1}}\nmodel:\n  init_args:\n"
+            "    optimizer: {class_path: Adam, init_args: {lr: 1}}\n",
+            "unknown option 'lr': known are bound, layers",
+        ),
+    ],
+)
+def test_a_key_is_looked_at_where_it_stands(yaml: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yml").write_text(yaml)
+    with pytest.raises(SystemExit):
+        main([*QUICK, "--config", "mine.yml"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert message in line
+    assert "(mine.yml, line 3)" in line
+
+
+def test_an_anchor_may_be_used_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text(
+        "model:\n  init_args:\n    binary:\n      overrides: {layer4.*: &float {weight: recu}, layer3.*: *float}\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main([*QUICK, "--config", "mine.yaml", "--print_config"])
+    assert not ended.value.code
+    assert capsys.readouterr().out.count("weight: recu") == 2
+
+
 ONE_STEP = [*QUICK, "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--model.warmup_epochs", "0"]
 
 
@@ -276,6 +337,35 @@ def test_classes_of_data_configuration_and_checkpoint_are_compared(capsys: pytes
     assert f"1 of 10 class names differ, such as 'shirt' in the checkpoint and {names[0]!r} in the data" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("binary", ["{}", "null"])
+def test_a_network_that_cannot_take_the_images(binary: str, capsys: pytest.CaptureFixture[str]) -> None:
+    network = ["--model.backbone", "test_vit", "--model.backbone_args", "null", "--model.binary", binary]
+    with pytest.raises(SystemExit):
+        main([*QUICK, *network])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "error: test_vit cannot take images of 1x28x28: give the data another image_size, or the network its own"
+        in line
+    )
+    assert "Input height (28) should be divisible by patch size (16)" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--trainer.logger", "false", "--trainer.default_root_dir", "/proc/x"],
+            "trainer.default_root_dir is '/proc/x', which",
+        ),
+        (["--trainer.logger.save_dir", "/proc/x"], "save_dir of CSVLogger is '/proc/x', which cannot be written"),
+    ],
+)
+def test_a_folder_that_cannot_be_written(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*ONE_STEP, *options])
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

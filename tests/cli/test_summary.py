@@ -53,6 +53,13 @@ def test_options_of_surgery_are_those_of_fit(capsys: pytest.CaptureFixture[str])
     assert float_["total"]["bops"] == 0
 
 
+@pytest.mark.parametrize("option", ["size", "classes"])
+def test_nothing_is_counted_of_no_pixel_and_no_class(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["summary", "--model", "resnet18", f"--{option}", "0"])
+    assert f"{option} is 0, but must be at least 1" in capsys.readouterr().err
+
+
 def test_a_recipe_gives_network_surgery_size_and_classes(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text('model: {init_args: {binary: {overrides: {"layer4*": null}}}}')
     found = summary(capsys, "--config", "quickstart", "--config", "mine.yaml")

@@ -1,5 +1,6 @@
 """The site builds without a warning, and no link or picture of it is broken or fetched from elsewhere."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -83,6 +84,34 @@ def test_every_recipe_is_on_its_page(site: Path) -> None:
     assert len(recipes()) > 20
     for name in recipes():
         assert f"<code>{name}</code>" in text
+
+
+def test_every_page_has_its_own_tables(site: Path) -> None:
+    cells = {
+        page: re.findall(r"<th(?: [^>]*)?>([^<]*)", (site / f"{page}.html").read_text("utf-8"))
+        for page in ("recipes", "scale")
+    }
+    assert cells["recipes"] == [
+        "recipe",
+        "network and data",
+        "source",
+        "published",
+        "measured",
+        "overlay",
+        "what it changes",
+    ]
+    assert cells["scale"][:4] == ["recipe", "epochs", "of float", "1"]
+    assert "published" not in cells["scale"]
+
+
+def test_the_table_of_speeds_is_that_of_the_results() -> None:
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert spec
+    assert spec.loader
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    table = hooks.inference_table()
+    assert table in (ROOT / "docs" / "export.md").read_text("utf-8"), f"docs/export.md should hold\n{table}"
 
 
 def test_public_names_are_in_the_reference(site: Path) -> None:
