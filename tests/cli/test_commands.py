@@ -344,7 +344,11 @@ def test_a_fit_that_is_stopped_is_no_success_and_says_how_to_go_on(
     program = Path(sys.executable).with_name("design-train")
     short = ["--trainer.max_epochs", "9999", "--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1"]
     with subprocess.Popen(
-        [str(program), *FIT[:5], *short], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["env", "--default-signal=INT", str(program), *FIT[:5], *short],  # in the background a shell ignores it
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         try:
             deadline = time.monotonic() + 300
