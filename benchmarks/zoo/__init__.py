@@ -53,13 +53,17 @@ def check_architecture(name: str, config: dl.BinaryConfig | None = None, real_li
     return row
 
 
+SHOWN = ("report.py", "summary.py")
+"""Of surgery: what tells a user what was done, and decides nothing."""
+
+
 def _code() -> str:
     """A short hash over the sources that decide whether a row passes."""
     library = Path(dl.__file__).parent
     folders = [library / "kernels", library / "binary", library / "surgery", Path(__file__).parent]
     digest = hashlib.sha256()
     for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(path for path in folder.rglob("*.py") if path.name not in SHOWN):
             digest.update(f"{folder.name}/{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:10]
 
