@@ -110,8 +110,19 @@ def of_files(config: "InferenceConfig", progress: Callable[[str], None]) -> Iter
             if config.size is None:
                 raise ValueError(f"{file!r} does not say for which size of images it is: give --size")
             shape = (3, config.size, config.size)
+        if config.model is not None and shape != (own := _input_shape(config, config.model)):
+            takes = f"{file} takes images of {'x'.join(map(str, shape))}, {config.model} of {'x'.join(map(str, own))}"
+            progress(f"{takes}: these are different networks, which the ratios of its row compare")
         unique = name if names.count(name) == 1 else file
         yield Subject(unique, partial(_open, path), random_images(shape, 1), _size(path), _primitives(path))
+
+
+def _input_shape(config: "InferenceConfig", name: str) -> tuple[int, ...]:
+    """Of an image of a network of timm, or as `size` says."""
+    if config.size is not None:
+        return (3, config.size, config.size)
+    known = timm.get_pretrained_cfg(name)
+    return tuple(known.input_size) if known is not None else (3, 224, 224)
 
 
 def _networks(config: "InferenceConfig", name: str) -> tuple[nn.Module, nn.Module, Tensor]:

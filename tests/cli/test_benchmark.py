@@ -144,12 +144,16 @@ def test_inference_of_files_beside_a_network(
     monkeypatch.setenv("COLUMNS", "80")
     network = ("--model", "test_resnet", "--size", "64", "--variants", "float_pytorch")
     inference("--files", *files, *network)
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert "different networks" not in printed.err
+    lines = printed.out.splitlines()
     assert max(map(len, lines)) <= 80
     assert any(line.split() == ["network", "MB", "1-bit", "ms", "+-", "torch"] for line in lines)
     assert all(
         any(line.lstrip().startswith(name) for line in lines) for name in ("float_pytorch", "own.packed", "own.xml")
     )
+    inference("--files", files[1], *network[:2], *network[4:])
+    assert f"{files[1]} takes images of 3x64x64, test_resnet of 3x160x160: these are diff" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
