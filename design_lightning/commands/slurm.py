@@ -185,6 +185,11 @@ def _nodes() -> list[_Node]:
     return found
 
 
+def answers() -> bool:
+    """Whether a SLURM is here, and lists its nodes."""
+    return shutil.which("sinfo") is not None and not subprocess.run(["sinfo"], capture_output=True).returncode
+
+
 def run(*command: str) -> str:
     """What a command of SLURM prints.
 

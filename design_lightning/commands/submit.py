@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 from design_lightning.commands.checks import check_trainer
 from design_lightning.commands.lightning import DesignCLI, run
-from design_lightning.commands.slurm import Request, check_cluster, script
+from design_lightning.commands.slurm import Request, answers, check_cluster, script
 from design_lightning.commands.slurm import run as run_slurm
 from design_lightning.training.trainer import DesignTrainer
 
@@ -83,10 +83,10 @@ class SubmitCLI(DesignCLI):
         values = {each.name: config[each.name] for each in dataclasses.fields(Request)}
         self.request = Request(**{**values, "extra": dict(values["extra"] or {})})
         check_trainer(config.trainer)
-        if not config.dry_run or shutil.which("sinfo"):
+        if not config.dry_run or answers():
             check_cluster(self.request)
         else:
-            print("there is no SLURM here, so the request is not compared with a cluster", file=sys.stderr)
+            print("no SLURM answers here, so the request is not compared with a cluster", file=sys.stderr)
         super().before_instantiate_classes()
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:

@@ -30,7 +30,8 @@ def split_folder(root: Path, split: str) -> Path:
         if (root / name).is_dir():
             return root / name
     looked_for = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
-    way_out = "; set val_size to carve a validation split from train/" if split == "val" else ""
+    has_train = any((root / name).is_dir() for name in SPLIT_FOLDERS["train"])
+    way_out = "; set val_size to carve a validation split from train/" if split == "val" and has_train else ""
     raise FileNotFoundError(f"no folder {looked_for} with one folder a class in {str(root)!r}{way_out}")
 
 

@@ -181,7 +181,10 @@ def test_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         submit()
     assert "no sinfo on the PATH: submit from a login node" in capsys.readouterr().err
     submit("--dry-run")
-    assert "there is no SLURM here" in capsys.readouterr().err
+    assert "no SLURM answers here" in capsys.readouterr().err
+    program(tmp_path / "sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
+    submit("--dry-run")
+    assert "no SLURM answers here" in capsys.readouterr().err
 
 
 class Preempted(Callback):
